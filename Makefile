@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python 3.10 or newer and the package index, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+# A tested version; any from 2.4 works. For a build of your own (CUDA, ROCm): make TORCH=... or install it in $(VENV) first.
+TORCH ?= torch==2.13.0
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-lowest lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/inf-embed demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-lowest:  # the lower bounds of pyproject.toml together; wants PYTHON=python3.10
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/pip install --quiet $(TORCH)
+	$(VENV)-lowest/bin/pip install --quiet -c tests/lowest.txt -e ".[demo]" pytest hypothesis
+	$(VENV)-lowest/bin/python -m pytest --ignore tests/test_metrics.py --ignore tests/test_evaluator.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/train_step.py
+
+clean:
+	rm -rf $(VENV) inf-embed-demo
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
