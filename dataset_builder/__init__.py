@@ -1,0 +1,1 @@
+"""From query-passage pairs to InF-IR: the bundled mini corpus (``data/``)."""

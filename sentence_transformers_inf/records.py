@@ -1,0 +1,226 @@
+"""The InF-IR record: its columns, reading and checking it, and the columns that the losses train on.
+
+A record is three aligned rows, (q+, I+, d+), (q+, I-, d1) and (q-, I+, d2), each the hard negative of the others
+(Zhuang et al. 2025, arXiv:2505.21439, §3). Column names are those of the published dataset, ``InF-IR/InF-IR``.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Features, Value, get_dataset_split_names, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+QUERY_COLUMNS = ("query_positive", "query_negative")
+INSTRUCTION_COLUMNS = ("instruction_positive", "instruction_negative")
+PASSAGE_COLUMNS = ("document", "hard_negative_document_1", "hard_negative_document_2")
+REQUIRED_COLUMNS = (*QUERY_COLUMNS, *INSTRUCTION_COLUMNS, *PASSAGE_COLUMNS)
+OPTIONAL_COLUMNS = ("id", "topic", "instruction_type")
+
+FEATURES = Features({name: Value("string") for name in (*OPTIONAL_COLUMNS, *REQUIRED_COLUMNS)})
+"""The ``datasets`` features of a record with all its columns."""
+
+INSTRUCTION_TYPES = (
+    "audience",
+    "format",
+    "length",
+    "source",
+    "temporal",
+    "geographic",
+    "perspective",
+    "exclusion",
+    "specificity",
+    "entity",
+    "numeric",
+    "purpose",
+)
+
+ROWS = (
+    ("query_positive", "instruction_positive", "document"),
+    ("query_positive", "instruction_negative", "hard_negative_document_1"),
+    ("query_negative", "instruction_positive", "hard_negative_document_2"),
+)
+"""The three rows of a record as (query, instruction, passage) columns."""
+
+TRAINING_COLUMNS = ("instructed_query", "poisoned_instruction", "poisoned_query")
+"""The instructed queries of :func:`training_dataset`, in the order of :data:`ROWS`."""
+
+_NOT_FOUND = (
+    "{source}: no such file or folder, and no such dataset could be read from the Hugging Face Hub (pass 'mini' for the "
+    "bundled corpus): {error}"
+)
+
+
+class RecordError(ValueError):
+    """Data that are not InF-IR records; the message names the source, the row and the column."""
+
+
+def load_records(source: str | Path, split: str | None = None) -> Dataset:
+    """Read InF-IR records and check every one.
+
+    Args:
+        source: ``"mini"`` (the bundled corpus), a ``.jsonl`` or ``.parquet`` file, a folder of such files named after
+            their splits (``train.jsonl``, ``train-00000-of-00002.parquet``), or the id of a dataset on the Hub.
+        split: Which split (``"train"``, ``"validation"``, ``"test"`` ...). ``None``: the only split there is.
+
+    Returns:
+        A memory-mapped dataset with the required columns and those optional ones (``id``, ``topic``,
+        ``instruction_type``) that the source has. Further columns are left out.
+
+    Raises:
+        RecordError: A column is missing, a value is null or blank, a record has the same query or instruction on both
+            sides, there is no such split, or none was named and there are several. Nothing is dropped silently.
+        FileNotFoundError: No such file, folder or Hub dataset.
+    """
+    name, files = _find(source)
+    if files is None:
+        try:
+            data = load_dataset(str(source), split=split)
+        except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(_NOT_FOUND.format(source=source, error=error)) from error
+        except ValueError as error:
+            raise RecordError(f"{source}: {error}") from error
+        if isinstance(data, DatasetDict):
+            chosen = _choose_split(name, list(data), split)
+            data = data[chosen]
+        return _checked(data, name if split is None else f"{name} ({split})")
+    chosen = _choose_split(name, list(files), split)
+    paths = files[chosen]
+    if paths[0].suffix == ".jsonl":
+        for path in paths:
+            _check_json(path)
+    builder = "json" if paths[0].suffix == ".jsonl" else "parquet"
+    try:
+        data = load_dataset(builder, data_files=[str(path) for path in paths], split="train")
+    except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
+        raise RecordError(f"{paths[0]}: cannot be read as {builder}: {error.__cause__ or error}") from error
+    return _checked(data, str(paths[0]) if len(paths) == 1 else name)
+
+
+def record_splits(source: str | Path) -> list[str]:
+    """The names of the splits of a source of records; see :func:`load_records`.
+
+    Raises:
+        FileNotFoundError: No such file, folder or Hub dataset.
+    """
+    name, files = _find(source)
+    if files is not None:
+        return list(files)
+    try:
+        return list(get_dataset_split_names(name))
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(_NOT_FOUND.format(source=source, error=error)) from error
+
+
+def training_dataset(records: Dataset) -> Dataset:
+    """The columns that the losses train on.
+
+    Args:
+        records: Records as :func:`load_records` returns them.
+
+    Returns:
+        One row per record with the columns ``instructed_query``, ``poisoned_instruction``, ``poisoned_query`` (each
+        ``{"instruction": str, "query": str}``), ``document``, ``hard_negative_document_1`` and
+        ``hard_negative_document_2``. A batch of B rows is a batch of 3·B aligned triples.
+    """
+
+    def view(columns: dict[str, list[str]]) -> dict[str, list[Any]]:
+        instructed = {
+            name: [
+                {"instruction": instruction, "query": query}
+                for instruction, query in zip(columns[instruction_column], columns[query_column])
+            ]
+            for name, (query_column, instruction_column, _) in zip(TRAINING_COLUMNS, ROWS)
+        }
+        return {**instructed, **{name: columns[name] for name in PASSAGE_COLUMNS}}
+
+    pair = {"instruction": Value("string"), "query": Value("string")}
+    features = Features({**{name: pair for name in TRAINING_COLUMNS}, **{name: Value("string") for name in PASSAGE_COLUMNS}})
+    return records.map(view, batched=True, remove_columns=records.column_names, features=features, desc="Training view")
+
+
+def _find(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
+    """The name of a source for messages, and its files by split; ``None`` where it can only be a Hub dataset."""
+    path = Path(str(importlib.resources.files("dataset_builder") / "data")) if source == "mini" else Path(source)
+    if path.is_file():
+        if path.suffix not in (".jsonl", ".parquet"):
+            raise RecordError(f"{path}: expected a .jsonl or .parquet file")
+        return str(path), {path.stem.split("-")[0]: [path]}
+    if path.is_dir():
+        files: dict[str, list[Path]] = {}
+        for file in sorted([*path.glob("*.jsonl"), *path.glob("*.parquet")]):
+            files.setdefault(file.stem.split("-")[0], []).append(file)
+        if not files:
+            raise RecordError(f"{path}: the folder holds no .jsonl or .parquet file")
+        for split, of_split in files.items():
+            if len({file.suffix for file in of_split}) > 1:
+                raise RecordError(f"{path}: the split {split!r} is there both as .jsonl and as .parquet")
+        return str(source), files
+    if path.suffix in (".jsonl", ".parquet") or str(source).count("/") > 1 or path.is_absolute():
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    return str(source), None
+
+
+def _choose_split(name: str, splits: list[str], split: str | None) -> str:
+    if len(splits) == 1 and split is None:
+        return splits[0]
+    if split is None:
+        raise RecordError(f"{name}: name a split, one of {', '.join(splits)}")
+    if split not in splits:
+        raise RecordError(f"{name}: there is no split {split!r}; it has {', '.join(splits)}")
+    return split
+
+
+def _check_json(path: Path) -> None:
+    """Name the line where a JSON Lines file breaks; the reader of ``datasets`` names only the file."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RecordError(f"{path}, row {number}: not valid JSON ({error})") from error
+            if not isinstance(record, dict):
+                raise RecordError(f"{path}, row {number}: expected a JSON object, got {type(record).__name__}")
+            for column in REQUIRED_COLUMNS:
+                if column not in record:
+                    raise RecordError(f"{path}, row {number}: the column {column!r} is missing")
+
+
+def _checked(data: Dataset, name: str) -> Dataset:
+    if missing := [column for column in REQUIRED_COLUMNS if column not in data.column_names]:
+        raise RecordError(
+            f"{name}: the column {missing[0]!r} is missing; it has {', '.join(data.column_names) or 'no columns'}"
+        )
+    data = data.select_columns([column for column in FEATURES if column in data.column_names])
+    for row, column, problem in _problems(data):
+        raise RecordError(f"{name}, row {row}, column {column!r}: {problem}")
+    if not len(data):
+        raise RecordError(f"{name}: there are no records in it")
+    return data.cast(Features({column: FEATURES[column] for column in data.column_names}))
+
+
+def _problems(data: Dataset) -> Iterator[tuple[int, str, str]]:
+    """(row from 1, column, what is wrong) of every problem, in the order of the rows."""
+    for start in range(0, len(data), 1000):
+        columns = data[start : start + 1000]
+        for offset in range(len(columns["document"])):
+            row = start + offset + 1
+            for column in REQUIRED_COLUMNS:
+                value = columns[column][offset]
+                if value is None:
+                    yield row, column, "the value is null"
+                elif not isinstance(value, str):
+                    yield row, column, f"expected text, got {type(value).__name__}"
+                elif not value.strip():
+                    yield row, column, "the text is empty"
+                else:
+                    continue
+                break
+            else:
+                for positive, negative in (QUERY_COLUMNS, INSTRUCTION_COLUMNS):
+                    if columns[positive][offset].strip() == columns[negative][offset].strip():
+                        yield row, negative, f"the text is the same as in {positive!r}"

@@ -1,0 +1,36 @@
+import os
+
+# Nothing here loads from the Hub; set before any library reads it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import datasets
+import pytest
+import torch
+
+from sentence_transformers_inf import load_instruction_model, load_records
+from sentence_transformers_inf.training import bundled_base
+
+torch.set_num_threads(2)
+datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="session")
+def base() -> str:
+    """The folder of all-MiniLM-L6-v2."""
+    return bundled_base()
+
+
+@pytest.fixture
+def model(base):
+    """A fresh instruction-aware all-MiniLM-L6-v2, without dropout's randomness."""
+    return load_instruction_model(base).eval()
+
+
+@pytest.fixture(scope="session")
+def validation():
+    return load_records("mini", "validation")
+
+
+@pytest.fixture(scope="session")
+def few_records():
+    return load_records("mini", "train").select(range(4))

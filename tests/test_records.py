@@ -1,0 +1,129 @@
+"""Records are read whole or refused with the file, the row and the column."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from sentence_transformers_inf import RecordError, load_records, training_dataset
+from sentence_transformers_inf.records import (
+    FEATURES,
+    INSTRUCTION_TYPES,
+    OPTIONAL_COLUMNS,
+    PASSAGE_COLUMNS,
+    REQUIRED_COLUMNS,
+    record_splits,
+)
+
+
+def record(**changes):
+    good = {name: f"text of {name}" for name in REQUIRED_COLUMNS}
+    return good | changes
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 1238), ("validation", 81), ("test", 119)])
+def test_the_bundled_corpus_has_its_splits(split, size):
+    records = load_records("mini", split)
+    assert len(records) == size
+    assert records.features == FEATURES
+    assert set(records["instruction_type"]) == set(INSTRUCTION_TYPES)
+
+
+def test_the_bundled_splits_share_no_query_and_no_id():
+    splits = [load_records("mini", split) for split in record_splits("mini")]
+    assert sorted(record_splits("mini")) == ["test", "train", "validation"]
+    for column in ("query_positive", "query_negative", "id"):
+        values = [value for split in splits for value in set(split[column])]
+        assert len(values) == len(set(values))
+
+
+def test_records_survive_a_round_trip_through_jsonl_parquet_and_folders(tmp_path, few_records):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    few_records.to_parquet(folder / "train-00000-of-00002.parquet")
+    few_records.to_parquet(folder / "train-00001-of-00002.parquet")
+    few_records.select(range(2)).to_parquet(folder / "test.parquet")
+    jsonl = tmp_path / "records.jsonl"
+    few_records.to_json(jsonl)
+    assert load_records(jsonl).to_list() == few_records.to_list()
+    assert load_records(folder, "train").to_list() == few_records.to_list() * 2
+    assert load_records(str(folder), "test").to_list() == few_records.to_list()[:2]
+
+
+def test_the_published_columns_without_the_optional_ones_are_enough(tmp_path, few_records):
+    path = tmp_path / "published.parquet"
+    few_records.remove_columns(list(OPTIONAL_COLUMNS)).add_column("score", [1.0] * 4).to_parquet(path)
+    assert load_records(path).column_names == list(REQUIRED_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [record(), {k: v for k, v in record().items() if k != "document"}],
+            r"row 2: the column 'document' is missing",
+        ),
+        ([record(), record(), record(query_positive=" ")], r"row 3, column 'query_positive': the text is empty"),
+        ([record(instruction_negative=None)], r"row 1, column 'instruction_negative': the value is null"),
+        ([record(query_negative="text of query_positive")], r"row 1, column 'query_negative': the text is the same"),
+        (
+            [record(instruction_negative="text of instruction_positive ")],
+            r"column 'instruction_negative': the text is the same",
+        ),
+        ([record(document=7)], r"row 1, column 'document': expected text"),
+        ([], r"records.jsonl"),
+    ],
+)
+def test_bad_records_are_refused_by_file_row_and_column(tmp_path, rows, message):
+    path = write(tmp_path / "records.jsonl", rows)
+    with pytest.raises(RecordError, match=message) as error:
+        load_records(path)
+    assert "records.jsonl" in str(error.value)
+
+
+def test_a_parquet_file_without_a_column_is_refused_by_name(tmp_path):
+    path = tmp_path / "r.parquet"
+    Dataset.from_list([record()]).remove_columns("hard_negative_document_2").to_parquet(path)
+    with pytest.raises(RecordError, match=r"r\.parquet: the column 'hard_negative_document_2' is missing"):
+        load_records(path)
+
+
+def test_broken_json_names_its_row(tmp_path):
+    path = write(tmp_path / "records.jsonl", [record()])
+    path.write_text(path.read_text(encoding="utf-8") + '{"document": ', encoding="utf-8")
+    with pytest.raises(RecordError, match=r"row 2: not valid JSON"):
+        load_records(path)
+
+
+def test_what_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
+        load_records(tmp_path / "nowhere.jsonl")
+    with pytest.raises(FileNotFoundError, match="nobody/nothing"):
+        load_records("nobody/nothing", "train")
+    with pytest.raises(RecordError, match="there is no split 'dev'; it has"):
+        load_records("mini", "dev")
+    with pytest.raises(RecordError, match="name a split"):
+        load_records("mini")
+    with pytest.raises(RecordError, match=r"holds no \.jsonl or \.parquet"):
+        load_records(tmp_path)
+    (tmp_path / "records.csv").write_text("a,b\n")
+    with pytest.raises(RecordError, match=r"expected a \.jsonl or \.parquet file"):
+        load_records(tmp_path / "records.csv")
+
+
+def test_the_training_view_has_the_three_aligned_rows(few_records):
+    view = training_dataset(few_records)
+    assert view.column_names == ["instructed_query", "poisoned_instruction", "poisoned_query", *PASSAGE_COLUMNS]
+    row, source = view[0], few_records[0]
+    assert row["instructed_query"] == {"instruction": source["instruction_positive"], "query": source["query_positive"]}
+    assert row["poisoned_instruction"] == {
+        "instruction": source["instruction_negative"],
+        "query": source["query_positive"],
+    }
+    assert row["poisoned_query"] == {"instruction": source["instruction_positive"], "query": source["query_negative"]}
+    assert [row[name] for name in PASSAGE_COLUMNS] == [source[name] for name in PASSAGE_COLUMNS]
