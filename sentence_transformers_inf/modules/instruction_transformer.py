@@ -1,0 +1,283 @@
+"""Let instruction and query meet in the prompt: one string, one encoder pass (Zhuang et al. 2025, §4, "concatenation").
+
+:class:`InstructionTransformer` is Sentence Transformers' ``Transformer`` that also takes
+``{"instruction": ..., "query": ...}`` inputs and joins them by a template before tokenisation. Nothing else of the model
+changes: plain strings (passages, bare queries) go the way they always went, and a saved model is an ordinary Sentence
+Transformers folder with one more file, ``instruction_config.json``, which holds the template and the length limit.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.util import load_file_path
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_TEMPLATE = "{query} {instruction}"
+"""The order of the paper (§4) and of MTEB's instruction tasks."""
+
+CONFIG_FILE = "instruction_config.json"
+
+
+def check_template(template: str) -> str:
+    """Return ``template`` if it has the fields ``{instruction}`` and ``{query}`` and no other.
+
+    Raises:
+        ValueError: A field is missing or unknown, or the braces do not parse.
+    """
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"template {template!r} is not a format string: {error}") from error
+    # Neither format specifications nor conversions: a template may come from somebody else's checkpoint.
+    if sorted(parts) != [("instruction", "", None), ("query", "", None)]:
+        raise ValueError(
+            f"template {template!r} must hold {{instruction}} and {{query}} once each and no other field, "
+            f"for example {DEFAULT_TEMPLATE!r}"
+        )
+    return template
+
+
+class InstructionTransformer(Transformer):
+    """A ``Transformer`` whose inputs may be ``{"instruction": str, "query": str}`` as well as strings.
+
+    Args:
+        *args: As for Sentence Transformers' ``Transformer``.
+        template: How instruction and query become one string; must hold both fields.
+        max_query_length: Token limit of instructed queries, special tokens included. ``None``: the model's
+            ``max_seq_length``, which stays the limit of plain strings (passages). Where an instructed query is too
+            long, the instruction is cut and the query survives.
+        **kwargs: As for Sentence Transformers' ``Transformer``.
+
+    Raises:
+        ValueError: The template lacks a field.
+
+    A missing, ``None`` or blank instruction gives the bare query, exactly as if the query string had been passed.
+    Most users want :func:`load_instruction_model`, which turns any SentenceTransformer into one with this module.
+    """
+
+    def __init__(
+        self, *args: Any, template: str = DEFAULT_TEMPLATE, max_query_length: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.template = check_template(template)
+        self.max_query_length = max_query_length
+
+    @classmethod
+    def from_transformer(
+        cls, transformer: Transformer, template: str = DEFAULT_TEMPLATE, max_query_length: int | None = None
+    ) -> InstructionTransformer:
+        """An :class:`InstructionTransformer` over the weights and tokenizer of ``transformer``, shared and not copied."""
+        module = _empty_instruction_transformer()
+        module.__dict__.update(transformer.__dict__)
+        module.template = check_template(template)
+        module.max_query_length = max_query_length
+        return module
+
+    def join(self, instruction: str | None, query: str) -> str:
+        """The one string that is encoded for an instruction and a query; the bare query if the instruction is blank."""
+        if instruction is None or not instruction.strip():
+            return query
+        return self.template.format(instruction=instruction, query=query)
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Tokenise a batch of strings and ``{"instruction", "query"}`` inputs, mixed as they come.
+
+        Returns:
+            The features of ``Transformer.preprocess``. A batch of instructed queries alone also carries its texts under
+            ``"instruction"`` and ``"query"`` (lists of str) and its ``"prompt"``, from which the losses make further
+            candidates.
+
+        Raises:
+            TypeError: An input is neither a string nor such a mapping; the message names its position.
+        """
+        instructed = [isinstance(item, Mapping) and ("query" in item or "instruction" in item) for item in inputs]
+        if not any(instructed):
+            for position, item in enumerate(inputs):
+                if item is None or isinstance(item, (bool, int, float, bytes)):
+                    raise TypeError(_wrong_input(position, item))
+            return super().preprocess(inputs, prompt=prompt, **kwargs)
+        for position, (item, is_instructed) in enumerate(zip(inputs, instructed)):
+            if is_instructed:
+                _check_instructed(position, item)
+            elif not isinstance(item, str):
+                raise TypeError(_wrong_input(position, item))
+        if all(instructed):
+            return self._preprocess_instructed(inputs, prompt, **kwargs)
+        # Each kind has a length limit of its own: tokenise them apart, then put the rows back in order.
+        queries = [item for item, is_instructed in zip(inputs, instructed) if is_instructed]
+        strings = [item for item, is_instructed in zip(inputs, instructed) if not is_instructed]
+        features = self._preprocess_instructed(queries, prompt, **kwargs)
+        string_features = super().preprocess(strings, prompt=prompt, **kwargs)
+        query_rows, string_rows = _unpadded_rows(features), _unpadded_rows(string_features)
+        rows = [(query_rows if is_instructed else string_rows).pop(0) for is_instructed in instructed]
+        shared = {key: value for key, value in string_features.items() if key in ("modality", "prompt_length")}
+        assert self.tokenizer is not None
+        return {**self.tokenizer.pad(rows, return_tensors="pt"), **shared}
+
+    def _preprocess_instructed(
+        self, inputs: Sequence[Mapping[str, str | None]], prompt: str | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        limit = kwargs.pop("max_length", None) or self.max_query_length or self.max_seq_length
+        kwargs["max_length"] = limit
+        texts = [self.join(item.get("instruction"), item["query"]) for item in inputs]  # type: ignore[arg-type]
+        features = super().preprocess(texts, prompt=prompt, **kwargs)
+        if "attention_mask" in features and limit is not None:
+            # Only a row that fills the limit can have been truncated.
+            full = (features["attention_mask"].sum(dim=1) >= limit).nonzero().flatten().tolist()
+            shortened = {row: self._shorten(inputs[row], prompt, limit) for row in full}
+            if any(shortened[row] != texts[row] for row in full):
+                logger.warning_once(
+                    f"Some instructed queries are longer than {limit} tokens: their instructions are cut and their "
+                    "queries kept. Raise max_query_length (or max_seq_length) if the model allows it."
+                )
+                texts = [shortened.get(row, text) for row, text in enumerate(texts)]
+                features = super().preprocess(texts, prompt=prompt, **kwargs)
+        features["instruction"] = [item.get("instruction") or "" for item in inputs]
+        features["query"] = [item["query"] for item in inputs]
+        if prompt is not None:
+            features["prompt"] = prompt
+        return features
+
+    def _shorten(self, item: Mapping[str, str | None], prompt: str | None, limit: int) -> str:
+        """The longest joined string within ``limit`` tokens that keeps the query whole, by cutting the instruction."""
+        instruction, query = item.get("instruction") or "", item["query"] or ""
+
+        tokenizer = self.tokenizer
+        assert tokenizer is not None
+
+        def tokens(text: str) -> int:
+            return len(tokenizer((prompt or "") + text, truncation=False, verbose=False)["input_ids"])
+
+        if tokens(self.join(instruction, query)) <= limit:
+            return self.join(instruction, query)
+        # Whole words only, found by bisection: the token count grows with every word.
+        words = instruction.split()
+        low, high = 0, len(words)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if tokens(self.join(" ".join(words[:middle]), query)) <= limit else (low, middle - 1)
+        return self.join(" ".join(words[:low]), query)
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """As ``Transformer.forward``; the texts that :meth:`preprocess` left for the losses are not the model's input."""
+        if "query" in features:
+            features = {key: value for key, value in features.items() if key not in ("instruction", "query", "prompt")}
+        return super().forward(features, **kwargs)
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """As ``Transformer.save``, and ``instruction_config.json`` with the template and length limit beside it."""
+        super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
+        config = {"template": self.template, "max_query_length": self.max_query_length}
+        Path(output_path, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty_instruction_transformer, (), self.__dict__
+
+
+def _empty_instruction_transformer() -> InstructionTransformer:
+    return InstructionTransformer.__new__(InstructionTransformer)
+
+
+# Sentence Transformers writes a module's class name into modules.json and imports that name on loading. The weights and
+# files of this module are those of its parent, so it is saved under its parent's name: a machine without this package
+# then loads the folder as it is. Pickling (multi-process encoding, deepcopy) goes by __reduce__ and is not affected.
+InstructionTransformer.__module__ = Transformer.__module__
+InstructionTransformer.__name__ = Transformer.__name__
+
+
+def _wrong_input(position: int, item: Any) -> str:
+    return (
+        f"input {position} is of type {type(item).__name__}: expected a string or a dictionary "
+        '{"instruction": str, "query": str}'
+    )
+
+
+def _check_instructed(position: int, item: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(item) - {"instruction", "query"}):
+        raise TypeError(f"input {position} has the unknown key {unknown[0]!r}: expected 'instruction' and 'query'")
+    if not isinstance(item.get("query"), str):
+        raise TypeError(f"input {position} has no query: expected {{'instruction': str, 'query': str}}, got {item!r:.200}")
+    if not isinstance(item.get("instruction"), (str, type(None))):
+        raise TypeError(f"input {position}: the instruction is of type {type(item['instruction']).__name__}, not str")
+
+
+def _unpadded_rows(features: Mapping[str, Any]) -> list[dict[str, list[int]]]:
+    """The rows of tokenised features, as the lists that ``tokenizer.pad`` takes."""
+    keys = [key for key in ("input_ids", "token_type_ids", "attention_mask") if key in features]
+    masks = features["attention_mask"].bool()
+    return [
+        {key: features[key][row][mask].tolist() for key in keys}  # padding on either side falls away
+        for row, mask in enumerate(masks)
+    ]
+
+
+def load_instruction_model(
+    model: str | Path | SentenceTransformer,
+    template: str | None = None,
+    *,
+    max_query_length: int | None = None,
+    **kwargs: Any,
+) -> SentenceTransformer:
+    """An instruction-aware SentenceTransformer from any SentenceTransformer; pooling and normalisation stay as they are.
+
+    Args:
+        model: A Hub id, a folder, or a loaded SentenceTransformer, which is changed in place (its embeddings of plain
+            strings stay bit-identical).
+        template: How instruction and query become one string. ``None``: the template saved with the model, else
+            ``"{query} {instruction}"``.
+        max_query_length: Token limit of instructed queries. ``None``: the saved one, else the model's ``max_seq_length``.
+        **kwargs: For ``SentenceTransformer``, when ``model`` is an id or a folder (``device``, ``revision``, ...).
+
+    Returns:
+        A model whose ``encode``, ``encode_query`` and ``encode_document`` take strings and
+        ``{"instruction": ..., "query": ...}`` dictionaries.
+
+    Raises:
+        OSError: No model at that path or id.
+        ValueError: The template lacks a field, or the model does not begin with a Transformer module.
+
+    Example:
+        >>> model = load_instruction_model("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> model.encode({"instruction": "For a ten-year-old.", "query": "why is the sky blue"}).shape  # doctest: +SKIP
+        (384,)
+    """
+    if template is not None:
+        check_template(template)
+    if max_query_length is not None and max_query_length < 1:
+        raise ValueError(f"max_query_length must be positive, got {max_query_length}")
+    saved: dict[str, Any] = {}
+    if not isinstance(model, SentenceTransformer):
+        name = str(model)
+        if not Path(name).exists() and (name.count("/") > 1 or name[0] in "./~"):
+            raise FileNotFoundError(f"{name}: no such model folder (and not the id of a model on the Hub)")
+        try:
+            model = SentenceTransformer(name, **kwargs)
+        except (OSError, ValueError) as error:
+            raise OSError(f"{name}: cannot be loaded as a SentenceTransformer: {error}") from error
+        location = {key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs}
+        path = load_file_path(name, CONFIG_FILE, **location)
+        if path is not None:
+            saved = json.loads(Path(path).read_text(encoding="utf-8"))
+    first = model[0]
+    if isinstance(first, InstructionTransformer):
+        saved = {"template": first.template, "max_query_length": first.max_query_length}
+    elif not isinstance(first, Transformer):
+        raise ValueError(
+            f"the model begins with a {type(first).__name__} module; instructions can be joined to queries only in a "
+            "model that begins with a Transformer"
+        )
+    model[0] = InstructionTransformer.from_transformer(
+        first,
+        template=template or saved.get("template") or DEFAULT_TEMPLATE,
+        max_query_length=max_query_length or saved.get("max_query_length"),
+    )
+    return model
