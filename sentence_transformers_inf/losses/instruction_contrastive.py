@@ -1,0 +1,511 @@
+"""The instruction-aware contrastive objectives as Sentence Transformers losses, at the cost of the distinct texts.
+
+One step of either loss does this:
+
+    (1) plan: from the texts of the batch, list the candidate instructions of every row: the other instructions of its
+        record (the poisoned twin) always, and a few drawn from the rest of the batch. Tokenise the combinations of
+        instruction and query that no row has yet.
+    (2) encode: merge all texts of the step (instructed queries, passages, candidates, bare queries), drop duplicates,
+        sort by length, and encode each distinct text once, in chunks that carry almost no padding.
+    (3) score: gather the embeddings back into rows and apply
+        :func:`~sentence_transformers_inf.losses.instruction_contrastive_loss`. What equals a row's positive in text is
+        masked out of its denominators.
+
+The plan is a pure function of the batch and a seed. So a loss that is called twice on one batch (GradCache, Matryoshka),
+a run that is resumed, and two processes that hold half a batch each all see the same candidates.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses.gradcache import CachedLossMixin
+from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank, get_world_size
+from torch import Tensor, nn
+
+from sentence_transformers_inf.losses.functional import instruction_contrastive_loss, objective_terms
+
+_ANCHORS_KEPT = 200_000
+"""Embeddings of the frozen base kept in memory; at 384 dimensions in float32, 300 MB."""
+
+
+@dataclass
+class _Batch:
+    """One step: its distinct texts, tokenised, and where each row finds its embeddings among them."""
+
+    features: list[dict[str, Any]]  # groups of distinct texts that preprocess alike, each sorted by length
+    query: Tensor  # R: index of each row's instructed query among the distinct texts
+    passage: Tensor  # R
+    candidates: Tensor  # R×m, column 0 the row's own instructed query
+    not_candidate: Tensor  # R×m booleans, true where a row has fewer candidates than m
+    plain_query: Tensor  # Q: the bare queries
+    plain_positive: Tensor  # Q: the row (of this process) whose passage was drawn as the positive
+    anchors: Tensor | None  # (R + Q)×d: the frozen base's embeddings of the passages and of the bare queries
+    keys: Tensor  # one 64-bit key per distinct text; equal texts have equal keys on every process
+    plain_keys: Tensor  # R: key of the bare query of each row
+
+
+class InstructionContrastiveLoss(nn.Module):
+    """Contrastive training of retrievers that obey instructions (InF-Embed, Zhuang et al. 2025, arXiv:2505.21439, §4).
+
+    In plain terms: for each record, the passage that suits the query *and* its instruction must beat the passages that
+    suit the same query under another instruction, or another query under the same one (the P term); and, given the
+    passage, its own instruction must beat the others that the query could have come with (the I term); or its own
+    instructed query those of all other rows (IQ). ``objective`` says which terms are used and whether they share a
+    softmax (``uni_``) or have one each (``multi_``).
+
+    Args:
+        model: A SentenceTransformer from :func:`~sentence_transformers_inf.load_instruction_model`.
+        objective: One of the 11 of :data:`~sentence_transformers_inf.losses.OBJECTIVES`. The paper finds
+            ``"multi_P_I"`` best.
+        scale: Inverse temperature of the cosine similarities (paper: 1/0.05 = 20).
+        sampled_instructions: How many instructions of other records each row gets as further candidates of the I term,
+            beside the poisoned twin. Each costs one encoded text for each query of a record, two for an InF-IR record.
+        plain_weight: Weight of an additional P term over the bare queries, which keeps plain retrieval intact: each
+            distinct query of a record against the passages of the batch, one of its own passages drawn as the positive
+            and the others masked. 0 gives the paper's objective exactly.
+        anchor_weight: Weight of an additional term that holds passages and bare queries near where the model as given puts
+            them: the mean squared distance of the unit embeddings, 2 - 2·cos, to those of a frozen copy. It keeps plain
+            retrieval, on other domains too, and old indexes useful; instructed queries stay free. 0 does without.
+        gather_across_devices: Use the rows of all processes as candidates. The loss of N processes on a split batch then
+            averages to that of one process on the whole batch.
+        max_tokens_per_chunk: Texts are encoded in chunks of at most so many tokens, padding included. Smaller chunks
+            waste less on padding, larger ones fill a GPU. Changes neither the loss nor the gradients.
+        seed: Seeds the draws of candidates and positives.
+
+    Raises:
+        ValueError: Unknown objective, or an argument out of range.
+
+    Inputs:
+        +-------------------------------------------------------------------+--------+
+        | Texts                                                             | Labels |
+        +===================================================================+========+
+        | (k instructed queries, k passages), column k + i right for i      | none   |
+        +-------------------------------------------------------------------+--------+
+
+        An instructed query is ``{"instruction": str, "query": str}``. An InF-IR record has k = 3, in the order of
+        :func:`~sentence_transformers_inf.training_dataset`: (q+, I+), (q+, I-), (q-, I+), d+, d1, d2.
+
+    Relations:
+        - ``uni_P`` on columns of one instructed query and one passage is Sentence Transformers'
+          ``MultipleNegativesRankingLoss``; this class adds the candidates on the instruction side.
+        - :class:`CachedInstructionContrastiveLoss` is the same loss with GradCache, for batches larger than memory.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformerTrainer  # doctest: +SKIP
+        >>> from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+        >>> model = load_instruction_model("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> loss = InstructionContrastiveLoss(model, objective="multi_P_I")  # doctest: +SKIP
+        >>> train_dataset = training_dataset(load_records("mini", split="train"))  # doctest: +SKIP
+        >>> SentenceTransformerTrainer(model=model, train_dataset=train_dataset, loss=loss).train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        objective: str = "multi_P_I",
+        scale: float = 20.0,
+        sampled_instructions: int = 1,
+        plain_weight: float = 0.0,
+        anchor_weight: float = 0.0,
+        gather_across_devices: bool = False,
+        max_tokens_per_chunk: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.terms = objective_terms(objective)
+        for name, value, valid in (
+            ("scale", scale, scale > 0),
+            ("sampled_instructions", sampled_instructions, sampled_instructions >= 0),
+            ("plain_weight", plain_weight, plain_weight >= 0),
+            ("anchor_weight", anchor_weight, anchor_weight >= 0),
+            ("max_tokens_per_chunk", max_tokens_per_chunk, max_tokens_per_chunk > 0),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must not be {value!r}")
+        self.model = model
+        # The trainer wraps ``self.model`` for several devices; tokenisation goes past the wrapper.
+        self.preprocess = model.preprocess
+        self.tokenizer = model.tokenizer
+        self.objective = objective
+        self.scale = scale
+        self.sampled_instructions = sampled_instructions
+        self.plain_weight = plain_weight
+        self.anchor_weight = anchor_weight
+        # In a tuple, so that it is neither trained, saved, nor wrapped with the loss's own modules.
+        self._base: tuple[SentenceTransformer, ...] = (
+            (copy.deepcopy(model).eval().requires_grad_(False),) if anchor_weight else ()
+        )
+        self._anchors: dict[int, Tensor] = {}
+        self.gather_across_devices = gather_across_devices
+        self.max_tokens_per_chunk = max_tokens_per_chunk
+        self.seed = seed
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+        """The loss of one batch of tokenised columns, a scalar."""
+        batch = self._plan(list(sentence_features))
+        chunks = [chunk for group in batch.features for chunk in _chunks(group, self.max_tokens_per_chunk)]
+        return self._score(torch.cat([self.model(chunk)["sentence_embedding"] for chunk in chunks]), batch)
+
+    def _plan(self, columns: list[dict[str, Any]]) -> _Batch:
+        k = len(columns) // 2
+        if len(columns) < 2 or len(columns) % 2:
+            raise ValueError(
+                f"got {len(columns)} columns: expected k instructed queries and k passages (see training_dataset)"
+            )
+        if any("cu_seq_lens_q" in column for column in columns):
+            raise ValueError("the model flattens its inputs (unpadding): set model[0].unpad_inputs = False for training")
+        if missing := [position for position, column in enumerate(columns[:k]) if "query" not in column]:
+            raise ValueError(
+                f"column {missing[0]} holds no instructed queries: pass {{'instruction', 'query'}} dictionaries to a model "
+                "made by load_instruction_model"
+            )
+        records = [
+            [(column["instruction"][row], column["query"][row]) for column in columns[:k]]
+            for row in range(len(columns[0]["query"]))
+        ]
+        rows = [row for record in records for row in record]  # record-major: row b*k + c is column c of record b
+
+        candidates, drawn_positive = self._draw(records)
+        known = {row: index for index, row in enumerate(rows)}
+        plain = [("", query) for query, _ in drawn_positive]
+        extra = list(dict.fromkeys(c for c in [*(c for cs in candidates for c in cs), *plain] if c not in known))
+        texts = len(rows) * 2
+        known |= {pair: texts + index for index, pair in enumerate(extra)}
+
+        if extra:
+            first = columns[0]
+            shared = {key: first[key] for key in ("task",) if key in first}
+            inputs = [{"instruction": instruction, "query": query} for instruction, query in extra]
+            features = self.preprocess(inputs, prompt=first.get("prompt"), **shared)
+            columns = [*columns, {**features, **shared}]
+        features_by_group, position, keys = self._distinct(columns, k, len(records))
+
+        width = 1 + max((len(cs) for cs in candidates), default=0)
+        own = list(range(len(rows)))
+        table = torch.tensor([[r, *(known[c] for c in cs), *[r] * (width - 1 - len(cs))] for r, cs in zip(own, candidates)])
+        lengths = torch.tensor([1 + len(cs) for cs in candidates])
+        device = position.device
+        plain_index = torch.tensor([known["", query] for _, query in rows] if self.plain_weight else own, device=device)
+        passage = position[len(rows) : texts]
+        plain_query = position[torch.tensor([known[pair] for pair in plain], dtype=torch.long, device=device)]
+        anchors = self._anchor(features_by_group, keys, torch.cat([passage, plain_query])) if self._base else None
+        return _Batch(
+            features=features_by_group,
+            query=position[: len(rows)],
+            passage=passage,
+            candidates=position[table.to(device)],
+            not_candidate=(torch.arange(width) >= lengths[:, None]).to(device),
+            plain_query=plain_query,
+            plain_positive=torch.tensor([row for _, row in drawn_positive], dtype=torch.long, device=device),
+            anchors=anchors,
+            keys=keys,
+            plain_keys=keys[position[plain_index]],
+        )
+
+    def _draw(
+        self, records: Sequence[Sequence[tuple[str, str]]]
+    ) -> tuple[list[list[tuple[str, str]]], list[tuple[str, int]]]:
+        """Candidate (instruction, query) pairs for each row, and (query, row of the drawn positive) for each bare query."""
+        everywhere, first = list(records), 0
+        if self.gather_across_devices and get_world_size() > 1:
+            gathered: list[list[Any]] = [[] for _ in range(get_world_size())]
+            torch.distributed.all_gather_object(gathered, list(records))
+            everywhere = [record for process in gathered for record in process]
+            first = sum(len(process) for process in gathered[: get_rank()])
+        digest = hashlib.blake2b(repr((self.seed, everywhere)).encode(), digest_size=8).digest()
+        generator = random.Random(int.from_bytes(digest, "big"))
+        pool = list(dict.fromkeys(instruction for record in everywhere for instruction, _ in record))
+
+        candidates: list[list[tuple[str, str]]] = []
+        positives: list[tuple[str, int]] = []
+        for index, record in enumerate(everywhere):
+            here = first <= index < first + len(records)
+            base = (index - first) * len(record)
+            if "I" in self.terms:
+                # Drawn for every record of every process, so that the generator stays in step. The rows of a record share
+                # the draw: rows with the same query then share the encoded candidate as well.
+                own = dict.fromkeys(instruction for instruction, _ in record)
+                drawn = generator.sample(pool, min(len(pool), self.sampled_instructions + len(own)))
+                sampled = [other for other in drawn if other not in own][: self.sampled_instructions]
+                if here:
+                    for instruction, query in record:
+                        twins = [other for other in own if other != instruction]
+                        candidates.append([(other, query) for other in [*twins, *sampled]])
+            elif here:
+                candidates.extend([] for _ in record)
+            if self.plain_weight:
+                for query in dict.fromkeys(query for _, query in record):
+                    row = generator.choice([column for column, (_, other) in enumerate(record) if other == query])
+                    if here:
+                        positives.append((query, base + row))
+        return candidates, positives
+
+    def _distinct(self, columns: list[dict[str, Any]], k: int, records: int) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
+        """Merge all columns, keep each distinct text once and sort by length.
+
+        Returns:
+            The features of the distinct texts, one group per way of preprocessing (task, prompt, modality); the position
+            among them of every instructed query (record-major), passage (record-major) and extra text; their keys.
+        """
+        device = columns[0]["input_ids"].device
+        # Column-major order of the texts -> record-major order of the rows, for queries and passages alike.
+        order = torch.arange(2 * k * records).reshape(2, k, records).transpose(1, 2).flatten()
+        total = sum(len(column["input_ids"]) for column in columns)
+        order = torch.cat([order, torch.arange(len(order), total)]).to(device)
+
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, column in enumerate(columns):
+            groups.setdefault(tuple(str(column.get(key)) for key in ("modality", "task", "prompt_length")), []).append(index)
+        starts = [0]
+        for column in columns:
+            starts.append(starts[-1] + len(column["input_ids"]))
+        position = torch.empty(total, dtype=torch.long, device=device)
+        distinct_features, distinct_keys, offset = [], [], 0
+        for group, members in enumerate(groups.values()):
+            merged = _merge([columns[index] for index in members], self.tokenizer)
+            keys = _text_keys(merged["input_ids"], merged["attention_mask"]) + group
+            distinct, inverse = torch.unique(keys, return_inverse=True)
+            first = torch.full_like(distinct, len(keys)).scatter_reduce(
+                0, inverse, torch.arange(len(keys), device=device), "amin", include_self=True
+            )
+            lengths = merged["attention_mask"].sum(dim=1)[first]
+            by_length = torch.argsort(lengths, stable=True)
+            rank = torch.empty_like(by_length)
+            rank[by_length] = torch.arange(len(by_length), device=device)
+            chosen = first[by_length]
+            distinct_features.append(
+                {key: value[chosen] if isinstance(value, Tensor) else value for key, value in merged.items()}
+            )
+            distinct_keys.append(keys[chosen])
+            where = torch.cat([torch.arange(starts[index], starts[index + 1]) for index in members]).to(device)
+            position[where] = rank[inverse] + offset
+            offset += len(chosen)
+        return distinct_features, position[order], torch.cat(distinct_keys)
+
+    @torch.no_grad()
+    def _anchor(self, features: list[dict[str, Any]], keys: Tensor, texts: Tensor) -> Tensor:
+        """The frozen base's embeddings of some of a batch's distinct texts; a corpus that fits is encoded once in a run."""
+        names = keys.tolist()
+        if len(self._anchors) > _ANCHORS_KEPT:
+            self._anchors.clear()
+        wanted = {number for number in texts.tolist() if names[number] not in self._anchors}
+        start = 0
+        for group in features:
+            size = len(group["input_ids"])
+            missing = [number for number in range(start, start + size) if number in wanted]
+            chosen = torch.tensor([number - start for number in missing], dtype=torch.long, device=keys.device)
+            group = {key: value[chosen] if isinstance(value, Tensor) else value for key, value in group.items()}
+            base = self._base[0].to(keys.device)
+            embeddings = [base(chunk)["sentence_embedding"] for chunk in _chunks(group, self.max_tokens_per_chunk)]
+            for number, embedding in zip(missing, torch.cat(embeddings).cpu() if embeddings else ()):
+                self._anchors[names[number]] = embedding
+            start += size
+        return torch.stack([self._anchors[names[number]] for number in texts.tolist()]).to(keys.device)
+
+    def _score(self, embeddings: Tensor, batch: _Batch) -> Tensor:
+        """The loss from the embeddings (N×d) of a batch's distinct texts."""
+        query, passage = embeddings[batch.query], embeddings[batch.passage]
+        query_keys, passage_keys, plain_keys = batch.keys[batch.query], batch.keys[batch.passage], batch.plain_keys
+        local_query_keys, local_passage_keys = query_keys, passage_keys
+        first_row = 0
+        if self.gather_across_devices:
+            first_row = get_rank() * len(query)
+            query, passage = all_gather_with_grad(query), all_gather_with_grad(passage)
+            query_keys, passage_keys, plain_keys = (all_gather(keys) for keys in (query_keys, passage_keys, plain_keys))
+        same_query = local_query_keys[:, None] == query_keys[None]
+        same_passage = local_passage_keys[:, None] == passage_keys[None]
+
+        candidates = not_candidate = None
+        if "I" in self.terms:
+            candidates = embeddings[batch.candidates]
+            candidate_keys = batch.keys[batch.candidates]
+            # f(I', q) is right for the row's passage where some row of the batch pairs the two, the row itself included.
+            right = (candidate_keys[:, :, None] == query_keys[None, None]) & same_passage[:, None, :]
+            not_candidate = batch.not_candidate | right.any(dim=-1)
+        loss = instruction_contrastive_loss(
+            query,
+            passage,
+            candidates,
+            objective=self.objective,
+            scale=self.scale,
+            not_negative=same_query | same_passage,
+            not_candidate=not_candidate,
+            first_row=first_row,
+        )
+        if self.plain_weight:
+            loss = loss + self.plain_weight * self._plain_loss(
+                embeddings, passage, passage_keys, plain_keys, first_row, batch
+            )
+        if batch.anchors is not None:
+            now = embeddings[torch.cat([batch.passage, batch.plain_query])]
+            dtype = torch.promote_types(now.dtype, torch.float32)
+            distance = 2 - 2 * F.cosine_similarity(now.to(dtype), batch.anchors[:, : now.shape[1]].to(dtype))
+            loss = loss + self.anchor_weight * distance.mean()
+        return loss
+
+    def _plain_loss(
+        self,
+        embeddings: Tensor,
+        passage: Tensor,
+        passage_keys: Tensor,
+        plain_keys: Tensor,
+        first_row: int,
+        batch: _Batch,
+    ) -> Tensor:
+        """The P term over bare queries: the drawn passage against all that no row gives for the same query."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            dtype = torch.promote_types(embeddings.dtype, torch.float32)
+            query = F.normalize(embeddings[batch.plain_query].to(dtype), dim=-1)
+            scores = self.scale * query @ F.normalize(passage.to(dtype), dim=-1).T
+            positive = batch.plain_positive + first_row
+            right = plain_keys[positive][:, None] == plain_keys[None]
+            right |= passage_keys[positive][:, None] == passage_keys[None]
+            right[torch.arange(len(positive), device=right.device), positive] = False
+            return F.cross_entropy(scores.masked_fill(right, -torch.inf), positive)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The arguments of this loss, for the model card."""
+        names = (
+            "objective",
+            "scale",
+            "sampled_instructions",
+            "plain_weight",
+            "anchor_weight",
+            "gather_across_devices",
+            "seed",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def temperature(self) -> float:
+        """τ = 1 / scale."""
+        return 1.0 / self.scale
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper."""
+        return CITATION
+
+
+class CachedInstructionContrastiveLoss(CachedLossMixin, InstructionContrastiveLoss):
+    """:class:`InstructionContrastiveLoss` with GradCache (Gao et al. 2021, arXiv:2101.06983): large batches, little memory.
+
+    Texts are encoded ``mini_batch_size`` at a time, twice, and only one mini-batch's activations are alive. Loss and
+    gradients are those of the plain loss, up to dropout.
+
+    Args:
+        model: See :class:`InstructionContrastiveLoss`, as for all further arguments.
+        mini_batch_size: Texts encoded at a time.
+        show_progress_bar: Show the mini-batches of every step.
+        **kwargs: The arguments of :class:`InstructionContrastiveLoss`.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        objective: str = "multi_P_I",
+        scale: float = 20.0,
+        mini_batch_size: int = 32,
+        show_progress_bar: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size must not be {mini_batch_size!r}")
+        super().__init__(model, objective, scale, **kwargs)
+        self.mini_batch_size = mini_batch_size
+        self.show_progress_bar = show_progress_bar
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+        """The loss of one batch of tokenised columns, a scalar whose backward pass re-encodes the batch."""
+        batch = self._plan(list(sentence_features))
+        # The mixin hands its second argument through to calculate_loss, wrappers like MatryoshkaLoss included.
+        return self.forward_cached(batch.features, batch)  # type: ignore[arg-type]
+
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+        """The loss from the embeddings of the mini-batches; ``labels`` is the step's plan."""
+        loss = self._score(torch.cat([rep for group in reps for rep in group]), labels)
+        if with_backward:
+            loss.backward()
+            loss = loss.detach()
+        return loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The arguments of this loss, for the model card."""
+        return {**super().get_config_dict(), "mini_batch_size": self.mini_batch_size}
+
+
+def _merge(columns: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
+    """The rows of several tokenised columns in one, padded on the tokenizer's side to the widest."""
+    device = columns[0]["input_ids"].device
+    width = max(column["input_ids"].shape[1] for column in columns)
+    fill = {
+        "input_ids": tokenizer.pad_token_id or 0,
+        "token_type_ids": tokenizer.pad_token_type_id,
+        "attention_mask": 0,
+    }
+    merged: dict[str, Any] = {}
+    for key in fill.keys() & columns[0].keys():
+        padded = []
+        for column in columns:
+            missing = width - column[key].shape[1]
+            sides = (missing, 0) if tokenizer.padding_side == "left" else (0, missing)
+            padded.append(F.pad(column[key].to(device), sides, value=fill[key]))
+        merged[key] = torch.cat(padded)
+    return merged | {key: columns[0][key] for key in ("modality", "task", "prompt_length") if key in columns[0]}
+
+
+def _chunks(features: dict[str, Any], max_tokens: int) -> Iterable[dict[str, Any]]:
+    """Rows sorted by length, cut into chunks of at most ``max_tokens`` tokens with padding, each as wide as its longest."""
+    mask = features["attention_mask"]
+    lengths = mask.sum(dim=1).tolist()
+    width = mask.shape[1]
+    left_padded = bool((mask[:, -1] == 1).all()) and not bool((mask[:, 0] == 1).all())
+    begin = 0
+    while begin < len(lengths):
+        end = begin + 1
+        while end < len(lengths) and lengths[end] * (end + 1 - begin) <= max_tokens:
+            end += 1
+        columns = slice(width - lengths[end - 1], width) if left_padded else slice(0, lengths[end - 1])
+        yield {
+            key: value[begin:end, columns] if isinstance(value, Tensor) and value.ndim == 2 else value
+            for key, value in features.items()
+        }
+        begin = end
+
+
+def _text_keys(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """A 64-bit key for each row of tokens (N×L -> N), independent of padding and equal on every process.
+
+    A multiplicative hash of token and position: sum over tokens of mix(token * A + position * B), modulo 2^64. Two texts
+    get the same embedding if their tokens are the same, so tokens and not strings are what is compared.
+    """
+    tokens = input_ids.long()
+    position = attention_mask.long().cumsum(dim=1)
+    mixed = (tokens + 1) * 0x1E3779B97F4A7C15 + position * 0x2545F4914F6CDD1D
+    for shift, factor in ((29, 0x3F58476D1CE4E5B9), (32, 0x14D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    mixed = mixed ^ (mixed >> 31)
+    return (mixed * attention_mask.long()).sum(dim=1)
+
+
+CITATION = """
+@misc{zhuang2025betterinstructionfollowing,
+      title={Towards Better Instruction Following Retrieval Models},
+      author={Yuchen Zhuang and Aaron Trinh and Rushi Qiang and Haotian Sun and Chao Zhang and Hanjun Dai and Bo Dai},
+      year={2025},
+      eprint={2505.21439},
+      archivePrefix={arXiv},
+      primaryClass={cs.CL},
+      url={https://arxiv.org/abs/2505.21439},
+}
+"""

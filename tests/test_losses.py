@@ -1,0 +1,313 @@
+"""The objectives: equal to the published values, to their definitions, and to each other however they are computed."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+
+from sentence_transformers_inf import load_instruction_model, training_dataset
+from sentence_transformers_inf.losses import (
+    OBJECTIVES,
+    CachedInstructionContrastiveLoss,
+    InstructionContrastiveLoss,
+    instruction_contrastive_loss,
+)
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text(encoding="utf-8"))
+
+
+def columns(model, records):
+    view = training_dataset(records)
+    return [model.preprocess(view[name][:]) for name in view.column_names]
+
+
+def gradients(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def loss_and_gradients(loss, model, features):
+    model.zero_grad()
+    value = loss(features, None)
+    value.backward()
+    return value.item(), gradients(model)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("case", range(len(GOLDEN)))
+def test_every_objective_equals_the_published_implementation(case, objective):
+    golden = GOLDEN[case]
+    query, passage, candidates = (
+        torch.tensor(golden[name], dtype=torch.float64) for name in ("query", "passage", "instruction_candidates")
+    )
+    loss = instruction_contrastive_loss(query, passage, candidates, objective, golden["scale"])
+    assert abs(loss.item() - golden["loss"][objective]) < 1e-9
+
+
+def test_the_golden_file_has_all_objectives():
+    assert len(GOLDEN) == 3
+    assert all(set(case["loss"]) == set(OBJECTIVES) for case in GOLDEN)
+    assert len(OBJECTIVES) == 11
+
+
+def test_masked_candidates_leave_the_denominators():
+    torch.manual_seed(0)
+    query, passage, candidates = torch.randn(4, 8), torch.randn(4, 8), torch.randn(4, 3, 8)
+    candidates[:, 0] = query
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[0, 2] = mask[0, 0] = True  # the diagonal is ignored
+    no = torch.tensor([[False, True, False]] * 4)
+    loss = instruction_contrastive_loss(
+        query, passage, candidates, "multi_P_I", scale=5.0, not_negative=mask, not_candidate=no
+    )
+    q, p, c = (F.normalize(t, dim=-1) for t in (query, passage, candidates))
+    expected = 0.0
+    for r in range(4):
+        positive = 5 * float(q[r] @ p[r])
+        over_passages = [5 * float(q[r] @ p[k]) for k in range(4) if not (r == 0 and k == 2)]
+        over_instructions = [positive, 5 * float(c[r, 2] @ p[r])]
+        for scores in (over_passages, over_instructions):
+            expected += (math.log(sum(math.exp(s) for s in scores)) - positive) / 4
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "multi_P"}, "unknown objective 'multi_P': choose one of uni_P"),
+        ({"instruction_candidates": None}, "needs instruction_candidates"),
+        ({"passage": torch.ones(3, 4)}, "aligned"),
+        ({"instruction_candidates": torch.ones(2, 2, 5)}, r"must be R×m×4"),
+    ],
+)
+def test_the_function_refuses_what_does_not_fit(changes, message):
+    arguments = {"query": torch.ones(2, 4), "passage": torch.ones(2, 4), "instruction_candidates": torch.ones(2, 2, 4)}
+    with pytest.raises(ValueError, match=message):
+        instruction_contrastive_loss(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("bad", [{"objective": "P_I"}, {"scale": 0}, {"sampled_instructions": -1}, {"plain_weight": -1.0}])
+def test_the_loss_refuses_bad_arguments(model, bad):
+    with pytest.raises(ValueError, match=next(iter(bad)) if "objective" not in bad else "unknown objective"):
+        InstructionContrastiveLoss(model, **bad)
+
+
+def test_uni_P_is_multiple_negatives_ranking(model, few_records):
+    features = columns(model, few_records)
+    view = training_dataset(few_records)
+    queries = [view[name][i] for i in range(4) for name in view.column_names[:3]]
+    passages = [view[name][i] for i in range(4) for name in view.column_names[3:]]
+    ranking = MultipleNegativesRankingLoss(model, scale=20.0)
+    expected = ranking([model.preprocess(queries), model.preprocess(passages)], None)
+    assert InstructionContrastiveLoss(model, "uni_P")(features).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_class_equals_the_function_on_separately_encoded_texts(model, few_records):
+    """The poisoned twin is always the candidate; nothing else is with sampled_instructions=0."""
+    rows = []
+    for record in few_records:
+        twin = {record["instruction_positive"]: record["instruction_negative"]}
+        twin |= {v: k for k, v in twin.items()}
+        for query, instruction, passage in (
+            ("query_positive", "instruction_positive", "document"),
+            ("query_positive", "instruction_negative", "hard_negative_document_1"),
+            ("query_negative", "instruction_positive", "hard_negative_document_2"),
+        ):
+            q, i = record[query], record[instruction]
+            rows.append((f"{q} {i}", record[passage], f"{q} {twin[i]}"))
+    encode = lambda texts: model.encode(texts, convert_to_tensor=True)  # noqa: E731
+    query, passage, poisoned = (encode(list(texts)) for texts in zip(*rows))
+    for objective in OBJECTIVES:
+        expected = instruction_contrastive_loss(query, passage, torch.stack([query, poisoned], dim=1), objective)
+        loss = InstructionContrastiveLoss(model, objective, sampled_instructions=0)(columns(model, few_records))
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-4), objective
+
+
+def test_the_plain_term_is_its_definition(model, few_records):
+    """q+ has d+ or d1 as its positive, the other masked; q- has d2; all other passages are negatives."""
+    loss = InstructionContrastiveLoss(model, "uni_P", plain_weight=1.0)
+    features = columns(model, few_records)
+    value = loss(features).item() - InstructionContrastiveLoss(model, "uni_P")(features).item()
+    names = ("document", "hard_negative_document_1", "hard_negative_document_2")
+    passages = model.encode([record[name] for record in few_records for name in names], convert_to_tensor=True)
+    options = []  # for every bare query, its possible cross-entropies
+    for row, record in enumerate(few_records):
+        for query, right in (("query_positive", (3 * row, 3 * row + 1)), ("query_negative", (3 * row + 2,))):
+            scores = 20 * passages @ model.encode(record[query], convert_to_tensor=True)
+            terms = []
+            for positive in right:
+                kept = [k for k in range(12) if k == positive or k not in right]
+                terms.append((scores[kept].logsumexp(0) - scores[positive]).item())
+            options.append(terms)
+    sums = {0.0}
+    for terms in options:
+        sums = {total + term for total in sums for term in terms}
+    assert min(abs(total / len(options) - value) for total in sums) < 1e-4
+
+
+def test_every_distinct_text_is_encoded_once(model, few_records):
+    twice = training_dataset(few_records.select([0, 1, 0]))
+    features = [model.preprocess(twice[name][:]) for name in twice.column_names]
+    encoded = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args: encoded.extend(
+            tuple(ids[mask.bool()].tolist()) for ids, mask in zip(args[0]["input_ids"], args[0]["attention_mask"])
+        )
+    )
+    InstructionContrastiveLoss(model, "multi_P_I", sampled_instructions=2, plain_weight=0.5)(features)
+    handle.remove()
+    assert len(encoded) == len(set(encoded))
+    # 2 distinct records: 6 instructed queries, 6 passages, 2 twins (I-, q-), 4 bare queries, and each of these 4 queries
+    # under the 2 instructions of the other record.
+    assert len(encoded) == 6 + 6 + 2 + 4 + 8
+
+
+def test_duplicates_of_the_positive_are_no_negatives(model, few_records):
+    """With a record twice in the batch, a row's own passage and instructed query are never its negatives."""
+    view = training_dataset(few_records.select([0]))
+    query = model.encode([view[name][0] for name in view.column_names[:3]], convert_to_tensor=True)
+    passage = model.encode([view[name][0] for name in view.column_names[3:]], convert_to_tensor=True)
+    scores = 20 * query @ passage.T
+    for objective, matrix in (("uni_P", scores), ("uni_IQ", scores.T)):
+        expected = 0.0
+        for row in range(3):
+            negatives = [matrix[row, k] for k in range(3) if k != row]
+            expected += float(torch.stack([matrix[row, row], *negatives, *negatives]).logsumexp(0) - matrix[row, row]) / 3
+        loss = InstructionContrastiveLoss(model, objective)(columns(model, few_records.select([0, 0])))
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["multi_P_I", "uni_P_I_IQ", "uni_IQ"])
+def test_chunks_and_caching_change_neither_loss_nor_gradients(model, few_records, objective):
+    model = model.double()
+    features = columns(model, few_records)
+    options = {"sampled_instructions": 2, "plain_weight": 0.5, "anchor_weight": 1.0}
+    whole = InstructionContrastiveLoss(model, objective, max_tokens_per_chunk=10**9, **options)
+    chunked = InstructionContrastiveLoss(model, objective, max_tokens_per_chunk=200, **options)
+    cached = CachedInstructionContrastiveLoss(model, objective, mini_batch_size=5, **options)
+    value, gradient = loss_and_gradients(whole, model, features)
+    for other in (chunked, cached):
+        other_value, other_gradient = loss_and_gradients(other, model, features)
+        assert other_value == pytest.approx(value, abs=1e-9)
+        assert torch.allclose(other_gradient, gradient, rtol=0, atol=1e-9)
+
+
+def test_caching_replays_dropout(model, few_records):
+    """With dropout on, the cached gradients belong to the embeddings that the loss was computed from."""
+    model.train()
+    loss = CachedInstructionContrastiveLoss(model, mini_batch_size=7)
+    features = columns(model, few_records)
+    torch.manual_seed(3)
+    value, gradient = loss_and_gradients(loss, model, features)
+    torch.manual_seed(3)
+    again, same_gradient = loss_and_gradients(loss, model, features)
+    assert value == again
+    assert torch.equal(gradient, same_gradient)
+
+
+@pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
+def test_the_anchor_is_the_distance_to_the_model_as_given(model, few_records, kind):
+    """Mean squared distance of the passages (12) and bare queries (8) to where they were; 0 at the start."""
+    features = columns(model, few_records)
+    free = InstructionContrastiveLoss(model, plain_weight=0.5)
+    held = kind(model, plain_weight=0.5, anchor_weight=3.0)
+    texts = [record[name] for name in ("document", "hard_negative_document_1", "hard_negative_document_2",
+             "query_positive", "query_negative") for record in few_records]  # fmt: skip
+    before = model.encode(texts, convert_to_tensor=True)
+    assert held(features).item() == pytest.approx(free(features).item(), abs=1e-5)
+    with torch.no_grad():
+        for p in model[0].model.encoder.layer[0].parameters():
+            p.mul_(1.1)
+    moved = (model.encode(texts, convert_to_tensor=True) - before).pow(2).sum(dim=1).mean().item()
+    assert moved > 1e-3
+    value, gradient = loss_and_gradients(held, model, features)
+    assert value == pytest.approx(free(features).item() + 3.0 * moved, abs=1e-4)
+    assert not torch.equal(gradient, loss_and_gradients(free, model, features)[1])
+    assert not any("_base" in name for name in held.state_dict())
+
+
+@pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
+def test_matryoshka_is_the_weighted_sum_over_dimensions(model, few_records, kind):
+    features = columns(model, few_records)
+    loss = kind(model, sampled_instructions=2, plain_weight=0.5)
+    plain = InstructionContrastiveLoss(model, sampled_instructions=2, plain_weight=0.5)
+    expected, expected_gradient = 0.0, 0.0
+    for dimension in (384, 64):
+        model.zero_grad()
+        batch = plain._plan(features)
+        embeddings = model({**batch.features[0]})["sentence_embedding"][:, :dimension]
+        part = plain._score(embeddings, batch)
+        part.backward()
+        expected += part.item()
+        expected_gradient = expected_gradient + gradients(model)
+    value, gradient = loss_and_gradients(MatryoshkaLoss(model, loss, [384, 64]), model, features)
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(gradient, expected_gradient, atol=1e-5 * expected_gradient.abs().max().item() + 1e-6)
+
+
+def test_candidates_are_drawn_by_seed_and_never_equal_the_row(model, few_records):
+    records = [
+        [
+            (r["instruction_positive"], r["query_positive"]),
+            (r["instruction_negative"], r["query_positive"]),
+            (r["instruction_positive"], r["query_negative"]),
+        ]
+        for r in few_records
+    ]
+    loss = InstructionContrastiveLoss(model, sampled_instructions=3, seed=1)
+    candidates, _ = loss._draw(records)
+    assert candidates == loss._draw(records)[0]
+    assert candidates != InstructionContrastiveLoss(model, sampled_instructions=3, seed=2)._draw(records)[0]
+    rows = [row for record in records for row in record]
+    for (instruction, query), drawn in zip(rows, candidates):
+        assert len(drawn) == 4
+        assert len(set(drawn)) == 4
+        assert all(other != instruction and same == query for other, same in drawn)
+    for record, start in zip(records, range(0, 12, 3)):
+        positive, negative = record[0][0], record[1][0]
+        assert [candidates[start + n][0][0] for n in range(3)] == [negative, positive, negative]
+
+
+def test_more_samples_than_instructions_takes_what_there_is(model, few_records):
+    loss = InstructionContrastiveLoss(model, sampled_instructions=8)
+    assert math.isfinite(loss(columns(model, few_records.select([0]))).item())
+
+
+def test_left_padding_gives_the_same_loss(base, few_records):
+    right = load_instruction_model(base).eval()
+    left = load_instruction_model(base).eval()
+    left.tokenizer.padding_side = "left"
+    # BERT counts positions from the left edge, so only the bookkeeping can be compared: the tokens that reach the model.
+    seen = {}
+    for name, model in (("right", right), ("left", left)):
+        texts = seen.setdefault(name, [])
+        model.register_forward_pre_hook(
+            lambda _, args, texts=texts: texts.extend(
+                tuple(ids[mask.bool()].tolist()) for ids, mask in zip(args[0]["input_ids"], args[0]["attention_mask"])
+            )
+        )
+        InstructionContrastiveLoss(model, plain_weight=0.5)(columns(model, few_records))
+    assert seen["left"] == seen["right"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda features: features[:5], "got 5 columns"),
+        (lambda features: features[3:] + features[:3], "column 0 holds no instructed queries"),
+    ],
+)
+def test_wrong_columns_are_refused(model, few_records, make, message):
+    with pytest.raises(ValueError, match=message):
+        InstructionContrastiveLoss(model)(make(columns(model, few_records)))
+
+
+def test_the_configuration_reaches_the_model_card(model):
+    config = CachedInstructionContrastiveLoss(model, "uni_P_I", mini_batch_size=4, plain_weight=0.25).get_config_dict()
+    assert config["objective"] == "uni_P_I"
+    assert config["mini_batch_size"] == 4
+    assert config["plain_weight"] == 0.25
+    assert "2505.21439" in InstructionContrastiveLoss(model).citation
