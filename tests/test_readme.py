@@ -1,0 +1,41 @@
+"""What the README shows runs as printed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_readme_has_its_snippets_and_commands():
+    assert len(SNIPPETS) == 2
+    assert "make demo" in README
+    assert "make test" in README
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_a_snippet_runs_as_printed(number, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SNIPPETS[number]], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    if "similarity" in SNIPPETS[number]:
+        assert done.stdout.count("[") == 4  # a 3×2 tensor
+
+
+def test_the_card_s_snippet_runs_as_printed(tmp_path, base):
+    """The snippet of a model card names the model by its folder, as it would by its id on the Hub."""
+    from sentence_transformers_inf import load_instruction_model
+    from sentence_transformers_inf.model_card import write_model_card
+
+    model = load_instruction_model(base)
+    model.save_pretrained(str(tmp_path / "my-model"), create_model_card=False)
+    path = write_model_card(tmp_path / "my-model", model, settings={"base": "sentence-transformers/all-MiniLM-L6-v2"})
+    snippet = re.search(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL).group(1)
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "tensor" in done.stdout
