@@ -1,6 +1,6 @@
 """One recipe: records + base model + objective -> a checkpoint that obeys instructions.
 
-Everything is Sentence Transformers' own trainer; this module chooses the data view, the loss, the defaults (found on the
+Everything is Sentence Transformers' own trainer; this module chooses the data view, the loss, the defaults (chosen on the
 validation split, see docs/recipe.md) and the bookkeeping that makes a run repeatable and resumable.
 """
 
