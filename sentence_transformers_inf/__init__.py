@@ -1,7 +1,13 @@
 """Retrievers that obey instructions: data, objectives and measures on top of Sentence Transformers."""
 
-from sentence_transformers_inf.modules import InstructionTransformer, load_instruction_model
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from sentence_transformers_inf.records import RecordError, load_records, training_dataset
+
+if TYPE_CHECKING:
+    from sentence_transformers_inf.modules import InstructionTransformer, load_instruction_model
 
 __version__ = "0.1.0"
 
@@ -12,3 +18,12 @@ __all__ = [
     "load_records",
     "training_dataset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the modules, and PyTorch with them, when they are first asked for: building data needs neither."""
+    if name in ("InstructionTransformer", "load_instruction_model"):
+        from sentence_transformers_inf import modules
+
+        return getattr(modules, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
