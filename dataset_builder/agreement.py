@@ -1,0 +1,145 @@
+"""How far judges agree: average pairwise Cohen's kappa of each model with the human annotators (Zhuang et al. 2025,
+arXiv:2505.21439, Figure 4), with bootstrap intervals over items. The check behind the choice of a judge.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of one annotator with the humans (a human: with the other humans)."""
+
+    annotator: str
+    kappa: float
+    """Mean of Cohen's kappa over the pairs with each human; 1 is full agreement, 0 is chance."""
+    low: float
+    high: float
+    """95% bootstrap interval, items drawn with replacement."""
+    items: int
+    """Items that the annotator and at least one human labelled."""
+
+
+def read_labels(path: Path) -> dict[str, dict[str, str]]:
+    """Labels by annotator and item, from a CSV or JSONL file with the columns item, annotator and label.
+
+    Raises:
+        ValueError: A column or value is missing, or an annotator labelled an item twice, differently.
+        FileNotFoundError: No such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    labels: dict[str, dict[str, str]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            rows = (
+                list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file if line.strip()]
+            )
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not valid JSON Lines ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        values = []
+        for column in ("item", "annotator", "label"):
+            value = row.get(column) if isinstance(row, dict) else None
+            if value is None or not str(value).strip():
+                raise ValueError(f"{path}, row {number}: the column {column!r} is missing or empty")
+            values.append(str(value).strip())
+        item, annotator, label = values
+        if labels.setdefault(annotator, {}).setdefault(item, label) != label:
+            raise ValueError(f"{path}, row {number}: {annotator!r} labelled {item!r} twice, differently")
+    if not labels:
+        raise ValueError(f"{path}: there are no labels in it")
+    return labels
+
+
+def agreement(labels: dict[str, dict[str, str]], humans: Sequence[str], seed: int = 0) -> list[Agreement]:
+    """The agreement of every annotator with the humans.
+
+    Args:
+        labels: Labels by annotator and item.
+        humans: Which annotators are human.
+        seed: Of the bootstrap.
+
+    Returns:
+        One entry per annotator that shares items with a human, models first, best first.
+
+    Raises:
+        ValueError: No human is among the annotators, or nobody shares items with one.
+    """
+    if missing := [name for name in humans if name not in labels]:
+        raise ValueError(f"there is no annotator {missing[0]!r}; there are {', '.join(sorted(labels))}")
+    if not humans:
+        raise ValueError(f"name at least one human annotator; there are {', '.join(sorted(labels))}")
+    generator = np.random.default_rng(seed)
+    classes = {
+        label: number for number, label in enumerate(sorted({x for given in labels.values() for x in given.values()}))
+    }
+    items = sorted({item for given in labels.values() for item in given})
+    codes = {
+        name: np.array([classes[given[item]] if item in given else -1 for item in items]) for name, given in labels.items()
+    }
+    draws = generator.integers(len(items), size=(_RESAMPLES, len(items)))
+    found = []
+    for name in labels:
+        others = [human for human in humans if human != name]
+        shared = [human for human in others if np.any((codes[name] >= 0) & (codes[human] >= 0))]
+        if not shared:
+            continue
+        pairs = [(codes[name], codes[human]) for human in shared]
+        kappa = float(np.mean([cohen_kappa(first, second, len(classes)) for first, second in pairs]))
+        samples = [
+            np.nanmean([cohen_kappa(first[draw], second[draw], len(classes)) for first, second in pairs]) for draw in draws
+        ]
+        low, high = np.nanpercentile(samples, [2.5, 97.5])
+        common = np.any([(first >= 0) & (second >= 0) for first, second in pairs], axis=0)
+        found.append(Agreement(name, kappa, float(low), float(high), int(common.sum())))
+    if not found:
+        raise ValueError("no annotator shares items with a human")
+    return sorted(found, key=lambda entry: (entry.annotator in humans, -entry.kappa))
+
+
+def cohen_kappa(first: np.ndarray, second: np.ndarray, classes: int) -> float:
+    """Cohen's kappa (1960), (p_o − p_e) / (1 − p_e), over the items that both labelled.
+
+    Args:
+        first: Class numbers of the first annotator's labels, -1 where there is none.
+        second: The same of the second.
+        classes: How many classes there are.
+
+    Returns:
+        The kappa; 1.0 where both gave one and the same label throughout, NaN without a shared item.
+    """
+    both = (first >= 0) & (second >= 0)
+    if not both.any():
+        return float("nan")
+    table = np.bincount(first[both] * classes + second[both], minlength=classes * classes).reshape(classes, classes)
+    shares = table / table.sum()
+    expected = float(shares.sum(axis=1) @ shares.sum(axis=0))
+    return 1.0 if expected == 1.0 else float((np.trace(shares) - expected) / (1 - expected))
+
+
+def draw_chart(entries: Sequence[Agreement], humans: Sequence[str], path: Path) -> None:
+    """A bar chart of :func:`agreement` as a PNG or SVG, humans in grey."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 0.5 * len(entries) + 1.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = [entry.annotator for entry in entries][::-1]
+    values = np.array([entry.kappa for entry in entries][::-1])
+    spread = np.abs(np.array([[entry.low, entry.high] for entry in entries][::-1]).T - values)
+    colours = ["0.6" if name in humans else "tab:blue" for name in names]
+    axes.barh(names, values, color=colours, xerr=spread, capsize=3)
+    axes.set_xlabel("average pairwise Cohen's κ with the human annotators, 95% interval")
+    axes.set_xlim(min(0.0, float(values.min()) - 0.1), 1)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,176 @@
+"""Requests through OpenAI's Batch API: half the price, answers within a day, nothing submitted twice.
+
+    (1) Questions gather until no new one comes for a moment: then every record waits for an answer.
+    (2) They go into files of at most 50,000 lines and 150 MB, each a job. The ledger notes the job before it is
+        submitted, by a tag that the job carries as metadata, and its id after.
+    (3) The job is polled until it ends; every answer goes into the ledger, then the job is marked done.
+
+A run that was killed looks at the jobs in its ledger first: one with an id is polled on, one without is looked for on the
+server by its tag, and only if it never arrived are its questions asked anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import openai
+
+from dataset_builder.client import BadAnswer, Prices, Stop, read_completion
+from dataset_builder.ledger import Answer, Ledger
+
+_MAX_LINES, _MAX_BYTES = 50_000, 150_000_000
+_ENDED = ("completed", "failed", "expired", "cancelled")
+_TRIES = 3
+
+
+class BatchTransport:
+    """A :class:`~dataset_builder.client.Transport` over the Batch API.
+
+    Args:
+        client: The client.
+        ledger: Where jobs and answers go.
+        prices: What answers cost; with ``factor=0.5``.
+        poll: Seconds between two looks at a job.
+        quiet: Seconds without a new question after which those that wait are sent.
+        say: Told about jobs, one line each.
+    """
+
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        ledger: Ledger,
+        prices: Prices,
+        *,
+        poll: float = 30.0,
+        quiet: float = 2.0,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._prices = prices
+        self._poll = poll
+        self._quiet = quiet
+        self._say = say
+        self._waiting: dict[str, tuple[str, dict[str, Any], asyncio.Future[Answer]]] = {}
+        self._tries: dict[str, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    async def resume(self) -> None:
+        """Fetch the answers of jobs that an earlier run submitted.
+
+        Raises:
+            Stop: A job failed as a whole.
+        """
+        for tag, identifier, input_file, _, requests in self._ledger.batches():
+            if identifier is None:
+                async for batch in self._client.batches.list(limit=100):
+                    if (batch.metadata or {}).get("inf_ir") == tag:
+                        identifier = batch.id
+                        break
+            if identifier is not None:
+                self._say(f"batch {identifier}: submitted by an earlier run, fetching its answers")
+                await self._ledger.keep_batch(tag, identifier, input_file, "submitted", requests)
+                await self._collect(identifier, json.loads(requests))
+            await self._ledger.keep_batch(tag, identifier, input_file, "done", requests)
+
+    async def send(self, key: str, model: str, body: dict[str, Any]) -> Answer:
+        """See :class:`~dataset_builder.client.Transport`; returns when the job that carries the question has ended."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._waiting[key] = (model, body, future)
+        self._arm()
+        return await future
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._quiet, self._flush)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        part: dict[str, tuple[str, dict[str, Any], asyncio.Future[Answer]]] = {}
+        lines: list[bytes] = []
+        size = 0
+        for key, item in waiting.items():
+            request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": item[1]}
+            line = json.dumps(request, ensure_ascii=False).encode() + b"\n"
+            if lines and (len(lines) == _MAX_LINES or size + len(line) > _MAX_BYTES):
+                self._start(part, lines)
+                part, lines, size = {}, [], 0
+            part[key] = item
+            lines.append(line)
+            size += len(line)
+        if lines:
+            self._start(part, lines)
+
+    def _start(self, part: dict[str, tuple[str, dict[str, Any], asyncio.Future[Answer]]], lines: list[bytes]) -> None:
+        job = asyncio.create_task(self._job(part, lines))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+    async def _job(self, part: dict[str, tuple[str, dict[str, Any], asyncio.Future[Answer]]], lines: list[bytes]) -> None:
+        try:
+            tag = uuid.uuid4().hex
+            requests = json.dumps({key: model for key, (model, _, _) in part.items()})
+            await self._ledger.keep_batch(tag, None, None, "new", requests)
+            file = await self._client.files.create(file=(f"{tag}.jsonl", io.BytesIO(b"".join(lines))), purpose="batch")
+            batch = await self._client.batches.create(
+                input_file_id=file.id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                metadata={"inf_ir": tag},
+            )
+            await self._ledger.keep_batch(tag, batch.id, file.id, "submitted", requests)
+            self._say(f"batch {batch.id}: {len(lines)} requests submitted")
+            found = await self._collect(batch.id, {key: model for key, (model, _, _) in part.items()})
+            await self._ledger.keep_batch(tag, batch.id, file.id, "done", requests)
+        except Exception as error:  # handed to every record that waits for this job
+            for _, _, future in part.values():
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for key, item in part.items():
+            result = found.get(key)
+            if isinstance(result, Answer):
+                item[2].set_result(result)
+            elif isinstance(result, BadAnswer):
+                item[2].set_exception(result)
+            elif (tries := self._tries.get(key, 0) + 1) >= _TRIES:
+                item[2].set_exception(BadAnswer(f"no answer in {_TRIES} batches"))
+            else:
+                self._tries[key] = tries
+                self._waiting[key] = item
+                self._arm()
+
+    async def _collect(self, identifier: str, models: dict[str, str]) -> dict[str, Answer | BadAnswer]:
+        """Wait for a job's end and store its answers; questions that it left unanswered are not in the result."""
+        while (batch := await self._client.batches.retrieve(identifier)).status not in _ENDED:
+            await asyncio.sleep(self._poll)
+        if batch.status == "failed":
+            errors = (batch.errors.data if batch.errors is not None else None) or []
+            raise Stop(f"batch {identifier} failed: {errors[0].code if errors else 'no reason given'}")
+        found: dict[str, Answer | BadAnswer] = {}
+        for file in (batch.output_file_id, batch.error_file_id):
+            if file is None:
+                continue
+            content = await self._client.files.content(file)
+            for line in content.text.splitlines():
+                row = json.loads(line)
+                key, response = row["custom_id"], row.get("response") or {}
+                status = response.get("status_code")
+                if key not in models:
+                    continue
+                if status == 200:
+                    answer = read_completion(response["body"], models[key], self._prices)
+                    await self._ledger.keep_answer(key, models[key], answer)
+                    found[key] = answer
+                elif status is not None and 400 <= status < 500 and status not in (408, 409, 429):
+                    found[key] = BadAnswer(f"the server refuses the request (status {status})")
+        self._say(f"batch {identifier}: {batch.status}, {len(found)} of {len(models)} answered")
+        return found

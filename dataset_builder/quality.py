@@ -1,0 +1,144 @@
+"""Free checks: what rejects a tuple before a judge is paid, and what recognises a pair that was there before."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sqlite3
+from typing import Any
+
+from datasketch import MinHash
+
+_WORD = re.compile(r"\w+")
+_BANDS, _BAND_ROWS = 8, 8
+"""Pairs with a Jaccard similarity of 0.8 share a band with probability 1 - (1 - 0.8^8)^8 = 0.77, at 0.9 with 0.99."""
+
+NEAR = 0.8
+"""Jaccard similarity of word pairs from which two texts count as near duplicates."""
+
+QUOTED_WORDS = 5
+"""An instruction that has so many words in a row in common with a passage quotes it."""
+
+INSTRUCTION_WORDS = (5, 120)
+"""Least and most words of an instruction."""
+
+_NAMING = re.compile(
+    r"\b(?:the|this|your|given|following) (?:instructions?|search request|query)\b|\brequest [012]\b|\bpassage_?[ 012]?\d\b",
+    re.IGNORECASE,
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def normalised(text: str) -> str:
+    """A text without case, punctuation and spacing: equal for exact duplicates."""
+    return " ".join(words(text))
+
+
+def word_pairs(text: str) -> set[str]:
+    """All pairs of neighbouring words; of a one-word text, the word."""
+    found = words(text)
+    return {f"{first} {second}" for first, second in itertools.pairwise(found)} or set(found)
+
+
+def jaccard(first: set[str], second: set[str]) -> float:
+    """|A ∩ B| / |A ∪ B|, 0 for two empty sets."""
+    return len(first & second) / len(first | second) if first or second else 0.0
+
+
+def passage_words(document: str) -> tuple[int, int]:
+    """Least and most words of a passage written in the length of ``document``."""
+    length = len(words(document))
+    return max(5, int(0.4 * length)), max(20, int(2.5 * length))
+
+
+def tuple_problem(record: dict[str, Any]) -> str | None:
+    """Why a tuple is not worth judging, ``None`` if nothing is found.
+
+    Args:
+        record: A full InF-IR record.
+
+    Returns:
+        A short reason that names the column: ``equal twins``, ``wrong length``, ``quotes a passage``,
+        ``names the instruction`` or ``near copy``.
+    """
+    for positive, negative in (("query_positive", "query_negative"), ("instruction_positive", "instruction_negative")):
+        if normalised(record[positive]) == normalised(record[negative]):
+            return f"equal twins: {negative}"
+    if not normalised(record["query_negative"]):
+        return "wrong length: query_negative"
+    for column in ("instruction_positive", "instruction_negative"):
+        low, high = INSTRUCTION_WORDS
+        if not low <= len(words(record[column])) <= high:
+            return f"wrong length: {column}"
+    low, high = passage_words(record["document"])
+    written = ("hard_negative_document_1", "hard_negative_document_2")
+    for column in written:
+        if not low <= len(words(record[column])) <= high:
+            return f"wrong length: {column}"
+    for column in ("instruction_positive", "instruction_negative"):
+        found = words(record[column])
+        runs = {tuple(found[start : start + QUOTED_WORDS]) for start in range(len(found) - QUOTED_WORDS + 1)}
+        for passage in ("document", *written):
+            text = words(record[passage])
+            if any(tuple(text[start : start + QUOTED_WORDS]) in runs for start in range(len(text) - QUOTED_WORDS + 1)):
+                return f"quotes a passage: {column}"
+    for column in written:
+        if _NAMING.search(record[column]):
+            return f"names the instruction: {column}"
+    shingles = [word_pairs(record[column]) for column in ("document", *written)]
+    for first, second, column in ((0, 1, written[0]), (0, 2, written[1]), (1, 2, written[1])):
+        if jaccard(shingles[first], shingles[second]) >= NEAR:
+            return f"near copy: {column}"
+    return None
+
+
+class Duplicates:
+    """Finds texts that were there before, exactly or nearly: MinHash (Broder 1997) with banding, exact Jaccard to confirm.
+
+    The index is a temporary database on disk, so that memory does not grow with the number of texts.
+    """
+
+    def __init__(self) -> None:
+        self._empty = MinHash(num_perm=_BANDS * _BAND_ROWS, seed=1)
+        self._index = sqlite3.connect("")
+        self._index.execute("PRAGMA cache_size = -8000")
+        self._index.execute("CREATE TABLE texts (id TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID")
+        self._index.execute("CREATE TABLE exact (text TEXT PRIMARY KEY, id TEXT) WITHOUT ROWID")
+        self._index.execute("CREATE TABLE bands (band BLOB, id TEXT, PRIMARY KEY (band, id)) WITHOUT ROWID")
+
+    def add(self, identifier: str, text: str) -> tuple[str, str] | None:
+        """Add a text, unless it duplicates one that was added before.
+
+        Args:
+            identifier: A name for the text, unique.
+            text: The text.
+
+        Returns:
+            ``None``, or what it is (``"duplicate"``, ``"near duplicate"``) and the identifier of the earlier text.
+        """
+        plain = normalised(text)
+        if row := self._index.execute("SELECT id FROM exact WHERE text = ?", (plain,)).fetchone():
+            return "duplicate", row[0]
+        shingles = word_pairs(text)
+        sketch = self._empty.copy()
+        sketch.update_batch([shingle.encode() for shingle in shingles])
+        values = sketch.hashvalues.tobytes()
+        size = len(values) // _BANDS
+        bands = [bytes([band]) + values[band * size : (band + 1) * size] for band in range(_BANDS)]
+        marks = ", ".join("?" * _BANDS)
+        near = self._index.execute(
+            f"SELECT DISTINCT texts.id, texts.text FROM bands JOIN texts ON texts.id = bands.id WHERE band IN ({marks}) "
+            "ORDER BY texts.id",
+            bands,
+        )
+        for earlier, other in near:
+            if jaccard(shingles, word_pairs(other)) >= NEAR:
+                return "near duplicate", earlier
+        self._index.execute("INSERT INTO texts VALUES (?, ?)", (identifier, text))
+        self._index.execute("INSERT INTO exact VALUES (?, ?)", (plain, identifier))
+        self._index.executemany("INSERT INTO bands VALUES (?, ?)", [(band, identifier) for band in bands])
+        return None

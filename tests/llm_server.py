@@ -1,0 +1,238 @@
+"""A scripted OpenAI-compatible server with faults: ``python llm_server.py FOLDER [--faults] [--latency S] ...``.
+
+It runs in a process of its own, so that builds can be killed beside it. Answers depend on the question alone; faults on
+the question and on how often it came. Every question is noted in ``FOLDER/log.jsonl`` when it arrives and when its answer
+has been handed over; the port is in ``FOLDER/port``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from aiohttp import web
+
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+def digest(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+
+
+def code(number: int) -> str:
+    return "".join("bcdfghklmnprstvz"[number >> 4 * place & 15] + "aeiou"[number >> 3 * place & 3] for place in range(4))
+
+
+def answer(kind: str, user: str) -> dict[str, str]:
+    """A well-behaved model: the judge finds the passage that carries the twin's mark."""
+    texts = [json.loads(text) for text in QUOTED.findall(user)]
+    number = digest(user)
+    if kind == "Instructed":
+        return {"instruction": f"Only pages a {code(number)} reader can follow without help, please."}
+    if kind == "Poisoned":
+        return {
+            "instruction": f"Only pages zeta{code(number)} experts can follow, please.",
+            "query": f"{texts[1]} omega{code(number)}",
+        }
+    if kind == "Written":
+        document = texts[2].split()
+        zeta, omega = re.findall(r"zeta\w+", user)[0], re.findall(r"omega\w+", user)[0]
+        body = [" ".join(f"{word[::-1]}{tail}" for word in document) for tail in ("a", "b")]
+        return {"passage_1": f"{body[0]} {zeta}", "passage_2": f"{body[1]} {omega}"}
+    query, instruction, *passages = texts[:5]
+    wanted = "omega" if "omega" in query else "zeta" if "zeta" in instruction else None
+    right = [(wanted in text) if wanted else not re.search("zeta|omega", text) for text in passages]
+    if kind == "YesNo":
+        return {"answer": "yes" if right[0] else "no"}
+    if digest(query) % 5 == 0:
+        return {"answer": "several"}
+    return {"answer": "ABC"[right.index(True)] if True in right else "none"}
+
+
+class Script:
+    def __init__(
+        self, folder: Path, faults: bool, latency: float, key: str | None, no_schema: bool, model: str | None
+    ) -> None:
+        self.folder, self.faults, self.latency, self.key = folder, faults, latency, key
+        self.no_schema, self.model = no_schema, model
+        self.times: Counter[str] = Counter()
+        self.log = (folder / "log.jsonl").open("a", buffering=1, encoding="utf-8")
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict] = {}
+        self.hold = folder / "hold"  # while this file exists, batches do not end
+
+    def note(self, event: str, key: str, **more: object) -> None:
+        self.log.write(json.dumps({"event": event, "key": key, **more}) + "\n")
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": {"message": f"bad key {request.headers.get('Authorization')}"}}, status=401)
+        body = await request.json()
+        if self.model is not None and body["model"] != self.model:
+            return web.json_response({"error": {"message": "no such model"}}, status=404)
+        if self.no_schema and "response_format" in body:
+            return web.json_response({"error": {"message": "response_format is not supported"}}, status=400)
+        messages = body["messages"]
+        key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+        self.times[key] += 1
+        first = self.times[key] == 1
+        self.note("asked", key, messages=messages, auth=request.headers.get("Authorization"))
+        chance = digest(key) % 100 if self.faults else 99
+        if first and chance < 6:
+            return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "1"})
+        if first and chance < 12:
+            return web.json_response({"error": {"message": "oops"}}, status=500)
+        if first and chance < 18:
+            request.transport.close()
+            return web.Response()
+        if first and chance < 21:
+            await asyncio.sleep(3)  # longer than the client's patience
+        await asyncio.sleep(self.latency + (0.3 if 21 <= chance < 26 else 0))
+        completion = self.completion(body, key, chance)
+        response = web.json_response(completion)
+        await response.prepare(request)
+        await response.write_eof()
+        self.note("answered", key)
+        return response
+
+    def completion(self, body: dict, key: str, chance: int) -> dict:
+        messages = body["messages"]
+        kind = body["response_format"]["json_schema"]["name"] if "response_format" in body else self.guess(messages)
+        message: dict = {"role": "assistant", "content": json.dumps(answer(kind, messages[1]["content"])), "refusal": None}
+        reason = "stop"
+        stubborn = self.faults and digest(messages[1]["content"]) % 40 == 0  # repairs do not help
+        if self.faults and (len(messages) == 2 or stubborn):
+            if 26 <= chance < 29 or (stubborn and len(messages) > 2):
+                message["content"] = "As a language model, here it is: {"
+            elif 29 <= chance < 32:
+                reason, message["content"] = "length", message["content"][:20]
+            elif 32 <= chance < 34 or stubborn:
+                message["content"], message["refusal"] = None, "I cannot help with that."
+        return {
+            "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+            "usage": {"prompt_tokens": 200, "completion_tokens": 50, "total_tokens": 250},
+        }  # fmt: skip
+
+    def guess(self, messages: list) -> str:
+        told = messages[0]["content"]
+        for kind, word in (
+            ("Poisoned", "near twins"),
+            ("Written", "passage_1"),
+            ("Choice", "three passages"),
+            ("YesNo", "judge"),
+        ):
+            if word in told:
+                return kind
+        return "Instructed"
+
+    async def upload(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        name = f"file-{len(self.files)}"
+        self.files[name] = form["file"].file.read()
+        return web.json_response(
+            {
+                "id": name,
+                "object": "file",
+                "bytes": 1,
+                "created_at": 0,
+                "filename": "x",
+                "purpose": "batch",
+                "status": "processed",
+            }
+        )
+
+    async def download(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.files[request.match_info["file"]])
+
+    def batch_json(self, name: str) -> dict:
+        batch = self.batches[name]
+        if batch["status"] == "in_progress" and not self.hold.exists():
+            lines = []
+            for line in self.files[batch["input_file_id"]].splitlines():
+                row = json.loads(line)
+                messages = row["body"]["messages"]
+                key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+                self.note("asked", key, batch=name)
+                body = self.completion(row["body"], key, 99)
+                lines.append(
+                    json.dumps(
+                        {
+                            "id": "r",
+                            "custom_id": row["custom_id"],
+                            "response": {"status_code": 200, "request_id": "q", "body": body},
+                            "error": None,
+                        }
+                    )
+                )
+                self.note("answered", key)
+            self.files[f"out-{name}"] = "\n".join(lines).encode()
+            batch |= {"status": "completed", "output_file_id": f"out-{name}"}
+        return {
+            "id": name,
+            "object": "batch",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "created_at": 0,
+            **batch,
+        }
+
+    async def create_batch(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        name = f"batch-{len(self.batches)}"
+        self.batches[name] = {
+            "status": "in_progress",
+            "input_file_id": body["input_file_id"],
+            "metadata": body.get("metadata"),
+        }
+        self.note("submitted", name)
+        if (self.folder / "die").exists():  # the job is there, but its id never reaches the client
+            request.transport.close()
+            return web.Response()
+        return web.json_response({**self.batch_json(name)})
+
+    async def get_batch(self, request: web.Request) -> web.Response:
+        return web.json_response(self.batch_json(request.match_info["batch"]))
+
+    async def list_batches(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            {"object": "list", "data": [self.batch_json(name) for name in self.batches], "has_more": False}
+        )
+
+
+async def serve() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--no-schema", action="store_true")
+    parser.add_argument("--latency", type=float, default=0.0)
+    parser.add_argument("--key")
+    parser.add_argument("--model")
+    arguments = parser.parse_args()
+    script = Script(
+        arguments.folder, arguments.faults, arguments.latency, arguments.key, arguments.no_schema, arguments.model
+    )
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_post("/v1/chat/completions", script.complete)
+    app.router.add_post("/v1/files", script.upload)
+    app.router.add_get("/v1/files/{file}/content", script.download)
+    app.router.add_post("/v1/batches", script.create_batch)
+    app.router.add_get("/v1/batches", script.list_batches)
+    app.router.add_get("/v1/batches/{batch}", script.get_batch)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    part = arguments.folder / "port.part"
+    part.write_text(str(site._server.sockets[0].getsockname()[1]))
+    part.rename(arguments.folder / "port")
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())

