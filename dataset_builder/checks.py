@@ -1,0 +1,142 @@
+"""Is a corpus fit to publish? Schema, duplicates, leakage, overlap of splits, and texts of evaluation sets."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from dataset_builder.quality import Duplicates, normalised, tuple_problem, words
+
+NGRAM = 8
+"""So many words in a row in common with an evaluation set count as contamination."""
+
+_EXAMPLES = 5
+
+
+@dataclass
+class CheckReport:
+    """What was found; ``errors`` are reasons not to publish."""
+
+    records: dict[str, int]
+    """Records by split."""
+    errors: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """The first few record ids of each finding."""
+
+    def add(self, kind: str, finding: str, record: str) -> None:
+        """Count a finding, ``kind`` ``error`` or ``warning``."""
+        (self.errors if kind == "error" else self.warnings)[finding] += 1
+        if len(found := self.examples.setdefault(finding, [])) < _EXAMPLES:
+            found.append(record)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for a JSON file."""
+        return {
+            "records": self.records,
+            "errors": dict(self.errors.most_common()),
+            "warnings": dict(self.warnings.most_common()),
+            "examples": self.examples,
+        }
+
+
+def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = ()) -> CheckReport:
+    """Check the records of all splits.
+
+    Args:
+        splits: Records by split, as :func:`~sentence_transformers_inf.load_records` returns them (which checks the
+            schema).
+        evaluation_texts: Queries and instructions of evaluation sets; see :func:`read_evaluation_texts`.
+
+    Returns:
+        The report. Errors: an exact duplicate, a query in two splits, eight words in a row of an evaluation text.
+        Warnings: a near duplicate, what the builder's free checks would reject, a twin query that is a query of another
+        split.
+    """
+    report = CheckReport({name: len(records) for name, records in splits.items()})
+    evaluation = {ngram for text in evaluation_texts for ngram in _ngrams(text)}
+    where: dict[str, str] = {}
+    duplicates = Duplicates()
+    for split, records in splits.items():
+        for number, record in enumerate(records):
+            name = f"{split}/{record.get('id') or number + 1}"
+            text = f"{record['query_positive']}\n{record['instruction_positive']}\n{record['document']}"
+            if (found := duplicates.add(name, text)) is not None:
+                report.add("error" if found[0] == "duplicate" else "warning", found[0], name)
+            if (problem := tuple_problem(record)) is not None:
+                report.add("warning", problem, name)
+            if where.setdefault(normalised(record["query_positive"]), split) != split:
+                report.add("error", "a query in two splits", name)
+            columns = ("query_positive", "query_negative", "instruction_positive", "instruction_negative")
+            if any(evaluation & _ngrams(record[column]) for column in columns):
+                report.add("error", f"{NGRAM} words of an evaluation text", name)
+    for split, records in splits.items():
+        for number, record in enumerate(records):
+            if where.get(normalised(record["query_negative"]), split) != split:
+                report.add(
+                    "warning", "a twin query that is a query of another split", f"{split}/{record.get('id') or number + 1}"
+                )
+    return report
+
+
+def _ngrams(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    return {tuple(found[start : start + NGRAM]) for start in range(len(found) - NGRAM + 1)}
+
+
+def read_evaluation_texts(sources: Sequence[str]) -> list[str]:
+    """Queries and instructions of evaluation sets.
+
+    Args:
+        sources: Names of MTEB tasks or benchmarks (extra ``eval``), or files: ``.txt`` with a text a line, ``.jsonl`` of
+            which every string is read.
+
+    Raises:
+        ValueError: No such task, benchmark or file.
+    """
+    texts: list[str] = []
+    for source in sources:
+        path = Path(source)
+        if path.suffix in (".txt", ".jsonl"):
+            if not path.is_file():
+                raise FileNotFoundError(f"{source}: no such file")
+            for line in path.read_text(encoding="utf-8").splitlines():
+                texts += _strings(json.loads(line)) if path.suffix == ".jsonl" and line.strip() else [line]
+        else:
+            texts += _mteb_texts(source)
+    return texts
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for item in inside for text in _strings(item)]
+
+
+def _mteb_texts(name: str) -> list[str]:
+    try:
+        import mteb
+    except ImportError as error:
+        raise ImportError(f"{name}: tasks are read through MTEB: pip install 'sentence-transformers-inf[eval]'") from error
+    try:
+        tasks = [mteb.get_task(name)]
+    except (KeyError, ValueError):
+        try:
+            tasks = list(mteb.get_benchmark(name).tasks)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{name}: there is no such MTEB task or benchmark, and no such file") from error
+    texts = []
+    for task in tasks:
+        task.load_data()
+        for subset in getattr(task, "dataset", {}).values():
+            for data in subset.values():
+                for row in data["queries"]:
+                    texts += [str(row[column]) for column in ("text", "instruction") if row.get(column)]
+    return texts

@@ -1,0 +1,125 @@
+"""InF-IR as a ``datasets`` builder: from the output of ``inf-ir build``, or the bundled corpus, to train/validation/test.
+
+``datasets`` runs no loading scripts from the Hub any more: this class runs here, and what it builds is published as Parquet
+(:mod:`dataset_builder.publish`), which a plain ``load_dataset("user/InF-IR")`` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+
+from dataset_builder.quality import normalised
+from sentence_transformers_inf.records import FEATURES
+
+UNFILTERED_FEATURES = datasets.Features(
+    {
+        **{name: value for name, value in FEATURES.items() if name != "topic"},
+        "form": datasets.Value("string"),
+        "status": datasets.Value("string"),
+        "reason": datasets.Value("string"),
+        "judge_answers": datasets.List(datasets.Value("string")),
+    }
+)
+"""Features of the configuration ``unfiltered``: the record, and how it was judged."""
+
+SHARES = {"validation": 0.05, "test": 0.05}
+"""Shares of the splits that are not ``train``."""
+
+_ROWS_AT_A_TIME = 1000
+
+
+def split_of(query: str) -> str:
+    """The split of a record by its positive query: a pure function of the query's words.
+
+    Case, punctuation and spacing do not count, so a query and its spellings are in one split, and no record ever moves
+    when others are added.
+
+    Args:
+        query: The record's ``query_positive``.
+
+    Returns:
+        ``train``, ``validation`` or ``test``.
+    """
+    digest = hashlib.sha256(normalised(query).encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    for name, share in SHARES.items():
+        if place < share:
+            return name
+        place -= share
+    return "train"
+
+
+@dataclass
+class InFIRConfig(datasets.BuilderConfig):
+    """A configuration of :class:`InFIR`; ``data_dir`` is the output folder of ``inf-ir build``."""
+
+
+class InFIR(datasets.GeneratorBasedBuilder):
+    """Builds InF-IR.
+
+    Configurations: ``mini`` (the bundled corpus), ``default`` (the tuples that the judge kept) and ``unfiltered`` (all
+    tuples, with the judge's answers); the latter two from the output folder of ``inf-ir build``, given as ``data_dir``.
+
+    Example:
+        ::
+
+            builder = InFIR(config_name="default", data_dir="my-data")
+            builder.download_and_prepare()
+            records = builder.as_dataset(split="train")
+    """
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = InFIRConfig
+    BUILDER_CONFIGS = [  # noqa: RUF012 - as datasets has it
+        InFIRConfig(name="mini", description="The bundled corpus, with its own splits."),
+        InFIRConfig(name="default", description="The tuples that the judge kept."),
+        InFIRConfig(name="unfiltered", description="All tuples, with the judge's answers."),
+    ]
+    DEFAULT_CONFIG_NAME = "default"
+
+    def _info(self) -> datasets.DatasetInfo:
+        features = UNFILTERED_FEATURES if self.config.name == "unfiltered" else FEATURES
+        if self.config.name == "default":
+            features = datasets.Features({name: value for name, value in FEATURES.items() if name != "topic"})
+        return datasets.DatasetInfo(features=features)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        if self.config.name == "mini":
+            folder = Path(str(importlib.resources.files("dataset_builder") / "data"))
+            return [
+                datasets.SplitGenerator(name=name, gen_kwargs={"files": [str(folder / f"{name}.parquet")], "split": None})
+                for name in ("train", "validation", "test")
+            ]
+        files = _files(self.config.data_dir, self.config.name)
+        return [
+            datasets.SplitGenerator(name=name, gen_kwargs={"files": files, "split": name})
+            for name in ("train", "validation", "test")
+        ]
+
+    def _generate_examples(self, files: list[str], split: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
+        names = list(self.info.features)
+        for path in files:
+            number = 0
+            for batch in pq.ParquetFile(path).iter_batches(_ROWS_AT_A_TIME, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    if split is None or split_of(row["query_positive"]) == split:
+                        yield f"{Path(path).name}/{number}", row
+
+
+def _files(data_dir: str | None, config: str) -> list[str]:
+    if data_dir is None:
+        raise ValueError(f"the configuration {config!r} needs data_dir, the output folder of inf-ir build")
+    folder = Path(data_dir) if config == "default" else Path(data_dir) / "unfiltered"
+    files = sorted(str(path) for path in folder.glob("train*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: there is no train.parquet, as inf-ir build writes it")
+    return files

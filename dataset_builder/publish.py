@@ -1,0 +1,141 @@
+"""A built corpus to the Hub: Parquet for every configuration, and a dataset card filled from the run's report."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from dataset_builder.inf_ir import InFIR
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+class PublishError(OSError):
+    """The Hub refuses; the message names the repository and the remedy, and no token."""
+
+
+def build_splits(source: str, config: str, cache: Path) -> datasets.DatasetDict:
+    """Build a configuration of :class:`~dataset_builder.inf_ir.InFIR`; splits without a record are left out.
+
+    Args:
+        source: ``mini`` or the output folder of ``inf-ir build``.
+        config: ``mini``, ``default`` or ``unfiltered``.
+        cache: Where the Arrow files go.
+    """
+    builder = InFIR(
+        config_name=config, cache_dir=str(cache), data_dir=None if config == "mini" else str(Path(source).resolve())
+    )
+    builder.download_and_prepare(verification_mode="no_checks")
+    return datasets.DatasetDict(
+        {name: builder.as_dataset(split=name) for name, split in builder.info.splits.items() if split.num_examples}
+    )
+
+
+def publish(source: str, repo: str, *, public: bool = False, revision: str | None = None) -> str:
+    """Push a corpus to the Hub; repeating it, after an interruption too, ends in the same repository.
+
+    Args:
+        source: ``mini`` or the output folder of ``inf-ir build``.
+        repo: ``user/name``.
+        public: Make the repository public; else it is private (one that exists keeps its visibility, unless it is
+            made public).
+        revision: Branch to push to.
+
+    Returns:
+        The address of the dataset.
+
+    Raises:
+        PublishError: The Hub refuses.
+        FileNotFoundError: ``source`` holds no build.
+    """
+    api = HfApi()
+    configs = ["mini"] if source == "mini" else ["default", "unfiltered"]
+    with tempfile.TemporaryDirectory() as cache:
+        built = {config: build_splits(source, config, Path(cache)) for config in configs}
+        if not any(len(splits) for splits in built.values()):
+            raise PublishError(f"{source}: there are no records to publish")
+        try:
+            url = str(api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True))
+            if public:
+                api.update_repo_settings(repo, repo_type="dataset", private=False)
+            for config, splits in built.items():
+                if splits:
+                    name = "default" if config == "mini" else config
+                    splits.push_to_hub(
+                        repo, config_name=name, set_default=name == "default", private=not public, revision=revision,
+                        commit_message=f"Upload {name}",
+                    )  # fmt: skip
+            card = dataset_card(source, repo, built, DatasetCard.load(repo, repo_type="dataset").data)
+            card.push_to_hub(repo, repo_type="dataset", revision=revision, commit_message="Write the dataset card")
+        except (RepositoryNotFoundError, GatedRepoError, HfHubHTTPError) as error:
+            raise PublishError(hub_problem(repo, error)) from error
+    return url
+
+
+def hub_problem(repo: str, error: Exception) -> str:
+    """One line about what the Hub said, without a token or an address of a request."""
+    if isinstance(error, GatedRepoError):
+        return f"{repo}: access to this repository is restricted; ask for it on its page"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo}: there is no such repository for you; check the name, and log in with `hf auth login`"
+    response = getattr(error, "response", None)
+    status = response.status_code if response is not None else "no answer"
+    if status == 401:
+        return f"{repo}: the Hub does not accept the token (status 401); log in with `hf auth login`"
+    if status == 403:
+        return f"{repo}: the token may not write here (status 403); check the name and the token's rights"
+    message = getattr(error, "server_message", None)
+    return f"{repo}: the Hub answers with status {status}{f' ({message})' if message else ''}; run the same command again"
+
+
+def dataset_card(
+    source: str, repo: str, built: dict[str, datasets.DatasetDict], pushed: DatasetCardData | None = None
+) -> DatasetCard:
+    """The card of a corpus, from ``model_cards/dataset_card.md``.
+
+    Args:
+        source: ``mini`` or the output folder of ``inf-ir build``.
+        repo: ``user/name``.
+        built: The splits by configuration.
+        pushed: Metadata that ``push_to_hub`` wrote: configurations and features.
+    """
+    report: dict[str, Any] | None = None
+    if source != "mini":
+        report = json.loads((Path(source) / "report.json").read_text(encoding="utf-8"))
+    first = built["mini" if source == "mini" else "default"]
+    total = sum(len(data) for data in first.values())
+    metadata = pushed.to_dict() if pushed is not None else {}
+    metadata |= {
+        "language": ["en"],
+        "license": "cc0-1.0" if source == "mini" else "other",
+        "task_categories": ["text-retrieval", "sentence-similarity"],
+        "tags": ["instruction-following", "retrieval", "hard-negatives", "sentence-transformers"],
+        "size_categories": [next((name for limit, name in _SIZES if total < limit), "1M<n<10M")],
+        "pretty_name": repo.split("/")[-1],
+    }
+    if source != "mini":
+        metadata["license_name"] = "see-the-source-of-the-pairs"
+    statement = importlib.resources.files("dataset_builder") / "data" / "README.md"
+    return DatasetCard.from_template(
+        card_data=DatasetCardData(**metadata),
+        template_path=str(importlib.resources.files("model_cards") / "dataset_card.md"),
+        title=repo.split("/")[-1],
+        repo=repo,
+        counts={
+            "default" if config == "mini" else config: {name: len(data) for name, data in splits.items()}
+            for config, splits in built.items()
+            if splits
+        },
+        example=next(iter(first.values()))[0] if len(first) else None,
+        report=report,
+        statement=None
+        if report is not None
+        else statement.read_text(encoding="utf-8").split("## Data statement", 1)[1].strip(),
+    )

@@ -1,0 +1,317 @@
+"""To the Hub and back, in processes of their own, against a small Hub server over HTTP."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset_builder.checks import check_records
+from dataset_builder.inf_ir import InFIR, split_of
+from sentence_transformers_inf import load_records
+
+HERE = Path(__file__).parent
+TOKEN = "hf_owner"
+
+
+class Hub:
+    """hub_server.py in a process of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir()
+        self.process = subprocess.Popen([sys.executable, HERE / "hub_server.py", folder])
+        while not (folder / "port").exists():
+            assert self.process.poll() is None
+            time.sleep(0.05)
+        self.url = f"http://127.0.0.1:{(folder / 'port').read_text()}"
+
+    def environment(self, cache, token=TOKEN):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        kept |= {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(cache), "COLUMNS": "200"}
+        return kept | ({"HF_TOKEN": token} if token else {})
+
+    def run(self, cache, *arguments, token=TOKEN, cwd=None):
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+            env=self.environment(cache, token), cwd=cwd,
+        )  # fmt: skip
+
+    def requests(self):
+        return (self.folder / "requests.log").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with contextlib.ExitStack() as stack:
+        hub = Hub(tmp_path_factory.mktemp("hub") / "server")
+        stack.callback(hub.process.wait)
+        stack.callback(hub.process.kill)
+        yield hub
+
+
+WITHOUT_PACKAGE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("sentence_transformers_inf", "dataset_builder", "model_cards"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def published(hub, tmp_path, *options, token=TOKEN, repo="user/InF-IR", source="mini"):
+    arguments = ["-m", "dataset_builder.cli", "publish", source, "--repo", repo, *options]
+    return hub.run(tmp_path / "hf", *arguments, token=token)
+
+
+@pytest.fixture(scope="module")
+def mini_on_hub(hub, tmp_path_factory):
+    result = published(hub, tmp_path_factory.mktemp("publish"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Private: " in result.stdout
+    return "user/InF-IR"
+
+
+def test_what_is_published_loads_where_this_package_is_not(hub, mini_on_hub, tmp_path):
+    script = WITHOUT_PACKAGE + (
+        "import json, datasets\n"
+        f"data = datasets.load_dataset({mini_on_hub!r})\n"
+        "print(json.dumps({name: [dict(row) for row in split] for name, split in data.items()}))\n"
+    )
+    result = hub.run(tmp_path / "hf", "-c", script)
+    assert result.returncode == 0, result.stderr[-3000:]
+    loaded = json.loads(result.stdout.splitlines()[-1])
+    assert loaded == {name: list(load_records("mini", name)) for name in ("train", "validation", "test")}
+
+
+def test_a_dataset_is_private_unless_public_is_asked_for(hub, mini_on_hub, tmp_path):
+    load = f"import datasets; print(len(datasets.load_dataset({mini_on_hub!r}, split='test')))"
+    assert hub.run(tmp_path / "a", "-c", load, token=None).returncode != 0
+    assert hub.run(tmp_path / "b", "-c", load, token="hf_stranger").returncode != 0
+    assert published(hub, tmp_path, "--public", repo="user/open").returncode == 0
+    result = hub.run(tmp_path / "c", "-c", load.replace(mini_on_hub, "user/open"), token=None)
+    assert result.stdout.strip() == "119", result.stderr[-2000:]
+
+
+def test_load_records_reads_what_was_published(hub, mini_on_hub, tmp_path):
+    script = f"from sentence_transformers_inf import load_records; print(len(load_records({mini_on_hub!r}, 'validation')))"
+    assert hub.run(tmp_path / "hf", "-c", script).stdout.strip() == "81"
+
+
+def test_the_published_card_parses_and_its_snippet_runs(hub, mini_on_hub, tmp_path):
+    script = (
+        "import re\nfrom huggingface_hub import DatasetCard\n"
+        f"card = DatasetCard.load({mini_on_hub!r})\ncard.validate()\n"
+        "assert card.data.license == 'cc0-1.0' and card.data.size_categories == ['1K<n<10K'], card.data\n"
+        "assert card.data.to_dict()['configs'][0]['config_name'] == 'default'\n"
+        "exec(re.search(r'```python\\n(.*?)```', card.text, flags=re.S).group(1))\n"
+        "print(sum(len(split) for split in records.values()))\n"
+    )
+    result = hub.run(tmp_path / "hf", "-c", script)
+    assert result.stdout.strip().endswith("1438"), result.stderr[-2000:]
+
+
+def test_publishing_again_after_a_failure_ends_in_the_same_repository(hub, tmp_path):
+    (hub.folder / "fail-commits").touch()
+    try:
+        result = published(hub, tmp_path, repo="user/again")
+    finally:
+        (hub.folder / "fail-commits").unlink()
+    assert result.returncode == 2
+    assert "run the same command again" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert published(hub, tmp_path, repo="user/again").returncode == 0
+    listing = "from huggingface_hub import HfApi; print(sorted(HfApi().list_repo_files('user/again', repo_type='dataset')))"
+    first = hub.run(tmp_path / "hf", "-c", listing).stdout
+    assert published(hub, tmp_path, repo="user/again").returncode == 0
+    assert hub.run(tmp_path / "hf", "-c", listing).stdout == first
+    assert first.count(".parquet") == 3
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "message"),
+    [
+        ("hf_nonsense_marked_token", "user/x", "does not accept the token"),
+        ("hf_stranger", "user/x", "may not write here"),
+        (None, "user/x", "does not accept the token"),
+        (TOKEN, "no-user", "expected user/name"),
+    ],
+)
+def test_a_hub_that_refuses_is_one_clear_line(hub, tmp_path, token, repo, message):
+    result = published(hub, tmp_path, token=token, repo=repo)
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr[-3000:]
+    assert message in lines[0]
+    assert "Traceback" not in result.stderr
+    if token:
+        assert token not in result.stdout + result.stderr
+
+
+def test_no_token_reaches_a_file(hub, mini_on_hub, tmp_path):
+    assert published(hub, tmp_path).returncode == 0
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert TOKEN.encode() not in path.read_bytes(), path
+
+
+# The builder
+
+
+def records_of_a_build(folder, count):
+    """An output folder as `inf-ir build` leaves it, its records made of numbers."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dataset_builder.pipeline import _KEPT, _UNFILTERED
+
+    columns = ("query_positive", "query_negative", "instruction_positive", "instruction_negative")
+    passages = ("document", "hard_negative_document_1", "hard_negative_document_2")
+    rows = [
+        {"id": str(n), "instruction_type": "length", **{name: f"{name} {n}" for name in (*columns, *passages)}}
+        for n in range(count)
+    ]
+    (folder / "unfiltered").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, _KEPT), folder / "train.parquet")
+    judged = {"form": "keywords", "status": "kept", "reason": "", "judge_answers": list(passages)}
+    pq.write_table(
+        pa.Table.from_pylist([row | judged for row in rows], _UNFILTERED), folder / "unfiltered" / "train.parquet"
+    )
+    return rows
+
+
+def test_the_builder_splits_a_build_by_its_queries(tmp_path):
+    rows = records_of_a_build(tmp_path / "out", 2000)
+    for config in ("default", "unfiltered"):
+        builder = InFIR(config_name=config, data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+        builder.download_and_prepare()
+        built = builder.as_dataset()
+        assert sorted((row["id"] for split in built.values() for row in split), key=int) == [row["id"] for row in rows]
+        for name, split in built.items():
+            assert {split_of(row["query_positive"]) for row in split} == {name}
+        assert 1700 < len(built["train"]) < 1880  # 1,800 expected, standard deviation 13
+        assert 60 < len(built["test"]) < 145
+    assert built["train"][0]["judge_answers"][0] == "document"
+
+
+def test_the_builder_builds_in_several_processes(tmp_path):
+    records_of_a_build(tmp_path / "out", 300)
+    (tmp_path / "out" / "train.parquet").rename(tmp_path / "out" / "train-00000.parquet")
+    (tmp_path / "out" / "train-00001.parquet").write_bytes((tmp_path / "out" / "train-00000.parquet").read_bytes())
+    builder = InFIR(config_name="default", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    builder.download_and_prepare(num_proc=2)
+    assert sum(len(split) for split in builder.as_dataset().values()) == 600
+
+
+def test_the_builder_has_the_bundled_corpus(tmp_path):
+    builder = InFIR(config_name="mini", cache_dir=str(tmp_path))
+    builder.download_and_prepare()
+    for name, split in builder.as_dataset().items():
+        assert list(split) == list(load_records("mini", name))
+
+
+def test_the_builder_says_what_it_needs(tmp_path):
+    with pytest.raises(ValueError, match="needs data_dir"):
+        InFIR(config_name="default", cache_dir=str(tmp_path)).download_and_prepare()
+    with pytest.raises(FileNotFoundError, match=r"no train\.parquet"):
+        InFIR(config_name="default", data_dir=str(tmp_path), cache_dir=str(tmp_path)).download_and_prepare()
+
+
+@given(st.text(min_size=1), st.sampled_from(["{}?", "  {} ", "¿{}!", "{}\n"]))
+def test_spellings_of_a_query_are_in_one_split(query, spelling):
+    assert split_of(spelling.format(query)) == split_of(query)
+
+
+def test_splits_have_their_shares():
+    counts = {"train": 0, "validation": 0, "test": 0}
+    for number in range(20_000):
+        counts[split_of(f"query {number}")] += 1
+    assert 17_800 < counts["train"] < 18_200  # 18,000 expected, standard deviation 42
+    assert 850 < counts["validation"] < 1150
+    assert 850 < counts["test"] < 1150
+
+
+# Checks
+
+
+def test_the_bundled_corpus_has_no_errors():
+    report = check_records({name: load_records("mini", name) for name in ("train", "validation", "test")})
+    assert report.errors == {}
+
+
+def test_every_kind_of_error_is_found():
+    train, test = load_records("mini", "train").select(range(4)), load_records("mini", "test").select(range(3))
+
+    def changed(records, row, **values):
+        return records.map(lambda record, number: record | values if number == row else record, with_indices=True)
+
+    twice = changed(train, 1, **{name: train[0][name] for name in ("query_positive", "instruction_positive", "document")})
+    assert check_records({"train": twice}).errors == {"duplicate": 1}
+    crossing = changed(test, 0, query_positive=train[2]["query_positive"].upper())
+    report = check_records({"train": train, "test": crossing})
+    assert report.errors == {"a query in two splits": 1}
+    assert report.examples["a query in two splits"] == [f"test/{test[0]['id']}"]
+    leaked = check_records({"train": train}, [f"Well, {train[3]['instruction_positive']} And so on."])
+    assert leaked.errors == {"8 words of an evaluation text": 1}
+    twin = changed(test, 0, query_negative=train[2]["query_positive"])
+    assert check_records({"train": train, "test": twin}).warnings["a twin query that is a query of another split"] == 1
+
+
+def test_check_prints_errors_and_ends_with_status_1(hub, tmp_path):
+    records = list(load_records("mini", "train").select(range(3)))
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*records, records[0]]), encoding="utf-8")
+    (tmp_path / "eval.txt").write_text(records[1]["instruction_positive"] + "\n", encoding="utf-8")
+    result = hub.run(
+        tmp_path / "hf",
+        "-m",
+        "dataset_builder.cli",
+        "check",
+        path,
+        "--against",
+        tmp_path / "eval.txt",
+        "--json",
+        tmp_path / "r.json",
+    )
+    assert result.returncode == 1, result.stderr
+    assert "duplicate" in result.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["errors"] == {"duplicate": 1, "8 words of an evaluation text": 1}
+
+
+def test_publish_refuses_a_corpus_with_errors(hub, tmp_path):
+    from dataset_builder import pipeline, stages
+
+    records_of_a_build(tmp_path / "out", 60)
+    report = {"kept": 60, "rejected": 0, "failed": 0, "unfinished": 0, "pairs": 60, "reasons": {}, "usage": {}, "cost": 0.0,
+              "per_type": {"length": {"tuples": 60, "kept": 60}}, "prompts": stages.prompt_hashes(),
+              "settings": {"pairs": "p.jsonl", "model": "m", "judge": "j"}}  # fmt: skip
+    (tmp_path / "out" / "report.json").write_text(json.dumps(report))
+    (tmp_path / "eval.txt").write_text("one two three four five six seven eight nine\n")
+    result = published(
+        hub, tmp_path, "--against", str(tmp_path / "eval.txt"), repo="user/built", source=str(tmp_path / "out")
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    script = (
+        "import datasets\nd = datasets.load_dataset('user/built'); u = datasets.load_dataset('user/built', 'unfiltered')\n"
+        "print(sum(map(len, d.values())), sum(map(len, u.values())), u['train'][0]['judge_answers'][0])"
+    )
+    assert hub.run(tmp_path / "hf2", "-c", script).stdout.strip() == "60 60 document"
+
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "out" / "train.parquet"
+    table = pq.read_table(path)
+    with pipeline._parquet(path, pipeline._KEPT) as add:
+        for row in table.to_pylist() * 2:
+            add(row)
+    refused = published(hub, tmp_path, repo="user/twice", source=str(tmp_path / "out"))
+    assert refused.returncode == 2
+    assert "60 records with this error: duplicate" in refused.stderr
+    assert published(hub, tmp_path, "--despite-errors", repo="user/twice", source=str(tmp_path / "out")).returncode == 0
