@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -105,8 +106,21 @@ def evaluate(
     split: Annotated[Optional[str], typer.Option(help="Split of the data; default: test if there is one.")] = None,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the measurements to this file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
+    benchmark: Annotated[
+        Optional[str],
+        typer.Option(help="Run MTEB instead: FollowIR, InstructIR, IFIR, mFollowIR, BRIGHT, NanoBEIR or mini."),
+    ] = None,
+    tasks: Annotated[Optional[list[str]], typer.Option(help="A task of the benchmark; may be repeated.")] = None,
+    no_instruction: Annotated[
+        bool, typer.Option("--no-instruction", help="Run the benchmark without the instructions as well.")
+    ] = False,
+    compare: Annotated[Optional[list[str]], typer.Option(help="Another model for the benchmark; may be repeated.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the benchmark's results, in MTEB's layout.")] = Path("results"),
 ) -> None:
     """Measure how well a model obeys instructions, and how it retrieves without them."""
+    if benchmark is not None:
+        _run_benchmark([model, *(compare or [])], benchmark, output, tasks, no_instruction, batch_size, json_file)
+        return
     from sentence_transformers_inf.evaluation import measure
     from sentence_transformers_inf.modules import load_instruction_model
     from sentence_transformers_inf.records import load_records, record_splits
@@ -121,6 +135,46 @@ def evaluate(
     )
     if json_file is not None:
         report = {"model": model, "data": data, "split": split, "records": len(records), **means, "per_type": per_type}
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _run_benchmark(
+    models: list[str],
+    benchmark: str,
+    output: Path,
+    tasks: Optional[list[str]],
+    no_instruction: bool,
+    batch_size: int,
+    json_file: Optional[Path],
+) -> None:
+    try:
+        from sentence_transformers_inf.benchmarks import run_benchmark
+    except ImportError as error:
+        raise ValueError(f"benchmarks run through MTEB: pip install 'sentence-transformers-inf[eval]' ({error})") from error
+    rows = run_benchmark(
+        models,
+        benchmark,
+        output,
+        tasks=tasks,
+        no_instruction=no_instruction,
+        batch_size=batch_size,
+        say=lambda line: console.print(line, markup=False, soft_wrap=True),
+    )
+    table = Table(title=f"{benchmark}, values times 100", title_justify="left")
+    for column in ("task", "measure", *models):
+        table.add_column(column, justify="right" if column in models else "left")
+        if column in models and no_instruction:
+            table.add_column("no instruction", justify="right")
+    scores = {(row.task, row.model, row.instructed): row for row in rows}
+    for task in dict.fromkeys(row.task for row in rows):
+        cells = []
+        for model in models:
+            cells += [scores[task, model, instructed] for instructed in ((True, False) if no_instruction else (True,))]
+        table.add_row(task, cells[0].metric, *(f"{cell.score:.1f}" for cell in cells))
+    console.print(table)
+    console.print(f"The results are in {output}, in MTEB's layout", markup=False, soft_wrap=True)
+    if json_file is not None:
+        report = {"benchmark": benchmark, "rows": [dataclasses.asdict(row) for row in rows]}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

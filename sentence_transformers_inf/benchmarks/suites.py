@@ -1,0 +1,128 @@
+"""Benchmarks by name, and the bundled test split as an MTEB task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import mteb
+from datasets import Dataset
+from mteb._evaluators.retrieval_metrics import evaluate_p_mrr_change
+from mteb.abstasks import AbsTask, AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from sentence_transformers_inf.records import ROWS, load_records
+
+SUITES = {
+    "FollowIR": "p-MRR on Robust04, News21 and Core17 (Weller et al. 2024, arXiv:2403.15246)",
+    "InstructIR": "Robustness@10 over instructions of 9,906 users (Oh et al. 2024, arXiv:2402.14334)",
+    "IFIR": "seven expert-domain tasks (Song et al. 2025, arXiv:2503.04644)",
+    "mFollowIR": "FollowIR in Persian, Russian and Chinese (Weller et al. 2025, arXiv:2501.19264)",
+    "BRIGHT": "reasoning-intensive retrieval (Su et al. 2024, arXiv:2407.12883)",
+    "NanoBEIR": "plain retrieval: a loss there is the price of obedience",
+    "mini": "the bundled test split",
+}
+"""The benchmarks that ``inf-embed evaluate --benchmark`` knows."""
+
+_TASKS = {  # benchmarks that MTEB has no name for
+    "InstructIR": ["InstructIR"],
+    "mFollowIR": ["mFollowIR"],
+    "IFIR": ["IFIRAila", "IFIRCds", "IFIRFiQA", "IFIRFire", "IFIRNFCorpus", "IFIRPm", "IFIRScifact"],
+}
+
+
+def get_suite(name: str, tasks: list[str] | None = None) -> list[AbsTask]:
+    """The MTEB tasks of a benchmark.
+
+    Args:
+        name: One of :data:`SUITES`.
+        tasks: Names of some of its tasks; ``None`` for all.
+
+    Raises:
+        ValueError: No such benchmark or task.
+    """
+    if name not in SUITES:
+        raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(SUITES)}")
+    if name == "mini":
+        found: list[AbsTask] = [MiniInstructionRetrieval()]
+    elif name in _TASKS:
+        found = [mteb.get_task(task) for task in _TASKS[name]]
+    else:
+        found = list(mteb.get_benchmark(name).tasks)
+    names = [task.metadata.name for task in found]
+    if tasks is None:
+        return found
+    if unknown := [task for task in tasks if task not in names]:
+        raise ValueError(f"{name} has no task {unknown[0]!r}; it has {', '.join(names)}")
+    return [task for task in found if task.metadata.name in tasks]
+
+
+class MiniInstructionRetrieval(AbsTaskRetrieval):
+    """The test split of the bundled corpus as an MTEB task of FollowIR's kind.
+
+    The pool is all passages. Each record gives two changes of instruction for p-MRR, (q+, I+) -> (q+, I-) and back; FollowIR
+    names a pair of queries ``X-og`` and ``X-changed``, and the passage that stops being relevant in a change is listed for
+    X. So p-MRR here is that of
+    :class:`~sentence_transformers_inf.evaluation.InstructionFollowingEvaluator`.
+    """
+
+    metadata = TaskMetadata(
+        name="MiniInstructionRetrieval",
+        description="The test split of the InF-IR mini corpus: rankings must change when an instruction is turned round.",
+        reference="https://arxiv.org/abs/2505.21439",
+        dataset={"path": "sentence-transformers-inf/mini", "revision": "1"},
+        type="InstructionReranking",
+        category="t2t",
+        modalities=["text"],
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="p-MRR",
+        date=("2025-01-01", "2026-11-21"),
+        domains=["Web", "Written"],
+        task_subtypes=[],
+        license="cc0-1.0",
+        annotations_creators="LM-generated",
+        dialect=[],
+        sample_creation="LM-generated and verified",
+        bibtex_citation="",
+    )
+
+    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        """Read the bundled records; nothing is loaded from the Hub."""
+        if self.data_loaded:
+            return
+        records = load_records("mini", "test")
+        corpus, queries, relevant, self.changed = [], [], {}, {}
+        for number, record in enumerate(records):
+            names = [f"{number}-{place}" for place in range(3)]
+            corpus += [{"id": name, "title": "", "text": record[row[2]]} for name, row in zip(names, ROWS)]
+            for change, (before, after) in enumerate(((0, 1), (1, 0))):
+                for kind, place in (("og", before), ("changed", after)):
+                    query, instruction, _ = ROWS[place]
+                    identifier = f"{number}-{change}-{kind}"
+                    queries.append({"id": identifier, "text": record[query], "instruction": record[instruction]})
+                    relevant[identifier] = {names[place]: 1}
+                self.changed[f"{number}-{change}"] = [names[before]]
+        pool = [passage["id"] for passage in corpus]
+        self.dataset = {
+            "default": {
+                "test": {
+                    "corpus": Dataset.from_list(corpus),
+                    "queries": Dataset.from_list(queries),
+                    "relevant_docs": relevant,
+                    "top_ranked": {query["id"]: pool for query in queries},
+                }
+            }
+        }
+        self.data_loaded = True
+
+    def task_specific_scores(
+        self,
+        scores: Mapping[str, Mapping[str, float]],
+        qrels: Mapping[str, Mapping[str, int]],
+        results: Mapping[str, Mapping[str, float]],
+        hf_split: str,
+        hf_subset: str,
+    ) -> dict[str, float]:
+        """p-MRR by MTEB's own function, in [-1, 1]."""
+        return cast(Any, evaluate_p_mrr_change(cast(Any, qrels), cast(Any, results), self.changed, self.k_values))
