@@ -168,18 +168,20 @@ def build(pairs: Path, url: str, folder: Path, executor: bool) -> None:
 CURATOR = """
 import json, os, sys, time
 os.environ |= {"CURATOR_VIEWER": "0", "TELEMETRY_ENABLED": "0", "OPENAI_API_KEY": "none"}
+import tiktoken
+try:
+    tiktoken.get_encoding("cl100k_base")
+except Exception:  # no network: curator estimates tokens with a download; counting words instead only makes it quicker
+    class Words:
+        encode = staticmethod(lambda text, **options: text.split())
+    tiktoken.get_encoding = tiktoken.encoding_for_model = lambda name: Words()
 from bespokelabs import curator
-from pydantic import BaseModel
-
-class Choice(BaseModel):
-    answer: str
 
 class Judge(curator.LLM):
-    response_format = Choice
     def prompt(self, row):
         return row["messages"]
     def parse(self, row, response):
-        return {"answer": response.answer}
+        return {"answer": json.loads(response)["answer"]}
 
 questions = [{"messages": messages} for messages in json.load(open(sys.argv[1]))]
 judge = Judge(model_name="gpt-4o-mini", backend="openai", backend_params={

@@ -55,19 +55,22 @@ def train(
     template: Annotated[
         Optional[str], typer.Option(help="How instruction and query are joined, default '{query} {instruction}'.")
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the records.")] = 1.0,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
-    batch_size: Annotated[int, typer.Option(help="Records per step.")] = 8,
+    epochs: Annotated[float, typer.Option(help="Passes over the records.")] = 1.6,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2.5e-4,
+    batch_size: Annotated[int, typer.Option(help="Records per step.")] = 16,
     mini_batch_size: Annotated[
         Optional[int], typer.Option(help="GradCache: texts encoded at a time, for batches larger than memory.")
     ] = None,
-    sampled_instructions: Annotated[int, typer.Option(help="Candidate instructions drawn from other records.")] = 0,
-    plain_weight: Annotated[float, typer.Option(help="Weight of the bare queries, which keeps plain retrieval.")] = 0.5,
+    sampled_instructions: Annotated[int, typer.Option(help="Candidate instructions drawn from other records.")] = 1,
+    plain_weight: Annotated[float, typer.Option(help="Weight of the bare queries, which keeps plain retrieval.")] = 0.75,
     anchor_weight: Annotated[
         float, typer.Option(help="Weight of keeping passages and bare queries where the base model puts them.")
-    ] = 10.0,
+    ] = 0.0,
     base_weight: Annotated[float, typer.Option(help="Share of the base model's weights in the result.")] = 0.0,
-    dropout: Annotated[float, typer.Option(help="Dropout of the encoder while training.")] = 0.0,
+    dropout: Annotated[float, typer.Option(help="Dropout of the encoder's hidden states while training.")] = 0.1,
+    frozen_layers: Annotated[
+        int, typer.Option(help="Keep the embeddings and so many of the lowest layers as they are; 0: train everything.")
+    ] = 2,
     seed: Annotated[int, typer.Option(help="Of data order, candidates and dropout.")] = 42,
     bf16: Annotated[bool, typer.Option("--bf16", help="Encode in bfloat16.")] = False,
     max_records: Annotated[Optional[int], typer.Option(help="Train on the first so many records only.")] = None,
@@ -91,6 +94,7 @@ def train(
         anchor_weight=anchor_weight,
         base_weight=base_weight,
         dropout=dropout,
+        frozen_layers=frozen_layers,
         seed=seed,
         bf16=bf16,
         max_records=max_records,

@@ -65,16 +65,17 @@ def train(
     *,
     objective: str = "multi_P_I",
     template: str | None = None,
-    epochs: float = 1.0,
-    learning_rate: float = 3e-4,
-    batch_size: int = 8,
+    epochs: float = 1.6,
+    learning_rate: float = 2.5e-4,
+    batch_size: int = 16,
     mini_batch_size: int | None = None,
     scale: float = 20.0,
-    sampled_instructions: int = 0,
-    plain_weight: float = 0.5,
-    anchor_weight: float = 10.0,
+    sampled_instructions: int = 1,
+    plain_weight: float = 0.75,
+    anchor_weight: float = 0.0,
     base_weight: float = 0.0,
-    dropout: float = 0.0,
+    dropout: float = 0.1,
+    frozen_layers: int = 2,
     warmup: float = 0.1,
     seed: int = 42,
     bf16: bool = False,
@@ -106,7 +107,8 @@ def train(
         anchor_weight: Weight of the distance of passages and bare queries to where the base model puts them.
         base_weight: Share of the base model's weights in the result: (1 - base_weight) · trained + base_weight · base
             (Wortsman et al. 2022, arXiv:2109.01903).
-        dropout: Dropout probability of the encoder while training.
+        dropout: Dropout probability of the encoder's hidden states while training (:class:`HiddenDropout`).
+        frozen_layers: Keep the embeddings and so many of the lowest layers as they are; 0: train everything.
         warmup: Share of the steps over which the learning rate rises.
         seed: Of data order, candidates and dropout.
         bf16: Encode in bfloat16 under autocast; similarities and loss stay in float32.
@@ -139,9 +141,9 @@ def train(
     set_seed(seed)
     model = load_instruction_model(bundled_base() if base is None else base, template=template)
     model.model_card_data.generate_widget_examples = False
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = dropout
+    own_dropout = _replace_dropout(model, dropout, seed)
+    if frozen_layers:
+        _freeze(model, frozen_layers)
     base_state = {name: value.clone() for name, value in model.state_dict().items()} if base_weight else {}
 
     evaluator = None if validation is None else InstructionFollowingEvaluator(validation, name="validation")
@@ -187,6 +189,9 @@ def train(
     trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
     minutes = (time.monotonic() - started) / 60
 
+    for parent, name, module in own_dropout:
+        setattr(parent, name, module)
+    model.requires_grad_(True)
     if base_weight:
         trained = model.state_dict()
         model.load_state_dict(
@@ -208,10 +213,71 @@ def train(
     return model
 
 
+class HiddenDropout(torch.nn.Module):
+    """Dropout of hidden states that costs next to nothing on a CPU, where drawing a fresh mask costs as much as the layer.
+
+    A mask is a slice, at a random offset, of one long mask that was drawn once. Attention probabilities are not dropped:
+    encoders read their rate from ``p``, which is 0 here, so that attention stays fused.
+
+    Args:
+        rate: Probability of a zero; what is left is scaled by 1 / (1 - rate).
+        mask: A long mask, 0 or 1 / (1 - rate), shared by all modules.
+    """
+
+    p = 0.0
+
+    def __init__(self, rate: float, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.rate = rate
+        self.mask = mask
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Drop hidden states (any shape) while training."""
+        if not self.training or not self.rate:
+            return hidden_states
+        size = hidden_states.numel()
+        if hidden_states.device.type != "cpu" or size >= len(self.mask):
+            return torch.nn.functional.dropout(hidden_states, self.rate)
+        start = int(torch.randint(len(self.mask) - size, (1,)))
+        return hidden_states * self.mask[start : start + size].view_as(hidden_states)
+
+
+def _replace_dropout(
+    model: SentenceTransformer, rate: float, seed: int
+) -> list[tuple[torch.nn.Module, str, torch.nn.Module]]:
+    """Put :class:`HiddenDropout` in the place of every dropout; returns (parent, name, module) of what was there."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(1 << 24 if rate else 1, generator=generator) >= rate).float() / (1 - rate)
+    replaced: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, torch.nn.Dropout):
+                replaced.append((parent, name, module))
+                setattr(parent, name, HiddenDropout(rate, mask))
+    return replaced
+
+
+def _freeze(model: SentenceTransformer, count: int) -> None:
+    """Freeze what comes before the layers of the encoder (its embeddings), and the first ``count`` layers."""
+    encoder = model[0].model
+    assert isinstance(encoder, torch.nn.Module)
+    stacks = [module for module in encoder.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(stacks, key=len, default=torch.nn.ModuleList())
+    if count >= len(layers):
+        raise ValueError(f"frozen_layers must be less than the {len(layers)} layers of the encoder, got {count}")
+    first_trained = next(layers[count].parameters())
+    for parameter in encoder.parameters():
+        if parameter is first_trained:
+            return
+        parameter.requires_grad_(False)
+
+
 def _check(settings: dict[str, Any]) -> None:
     for name in ("epochs", "learning_rate", "batch_size", "scale", "evaluations"):
         if settings[name] <= 0:
             raise ValueError(f"{name} must be positive, got {settings[name]}")
+    if settings["frozen_layers"] < 0:
+        raise ValueError(f"frozen_layers must not be negative, got {settings['frozen_layers']}")
     for name in ("base_weight", "dropout", "warmup"):
         if not 0 <= settings[name] < 1:
             raise ValueError(f"{name} must be at least 0 and less than 1, got {settings[name]}")

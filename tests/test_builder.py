@@ -420,9 +420,13 @@ def test_tasks_of_an_executor_make_the_same_dataset(kind, clean_build, serve, pa
     assert result.returncode == 0, result.stderr[-3000:]
     assert dataset_bytes(output) == dataset_bytes(clean_build[0])
     assert sum(server.asked().values()) == 240
+    passages = [json.loads(line)["passage"][:40] for line in pairs(40).open(encoding="utf-8")]
     for path in output.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+    logs = "".join(path.read_text(encoding="utf-8") for path in (output / "work" / "logs").rglob("*") if path.is_file())
+    assert logs
+    assert not [passage for passage in passages if passage in logs + result.stderr]
 
 
 def test_a_killed_worker_leaves_only_its_own_task_to_finish(clean_build, serve, pairs, tmp_path):

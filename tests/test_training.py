@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.training import bundled_base, train
+from sentence_transformers_inf.training import HiddenDropout, bundled_base, train
 
 # Small enough for a test, with dropout and best-checkpoint selection so that both must survive a resume.
 RECIPE = {"batch_size": 2, "epochs": 2, "dropout": 0.1, "evaluations": 4, "show_progress": False, "learning_rate": 1e-4}
@@ -105,6 +105,8 @@ def test_a_finished_or_foreign_folder_is_not_touched(uninterrupted, corpus, tmp_
         ({"objective": "multi_P"}, "unknown objective"),
         ({"epochs": 0}, "epochs must be positive"),
         ({"base_weight": 1.0}, "base_weight must be"),
+        ({"frozen_layers": 6}, "less than the 6 layers"),
+        ({"frozen_layers": -1}, "must not be negative"),
         ({"template": "{query}"}, "template"),
         ({"base": "/no/such/model"}, "/no/such/model"),
     ],
@@ -121,6 +123,36 @@ def test_base_weight_mixes_the_weights(corpus, uninterrupted, tmp_path):
     name = "encoder.layer.3.output.dense.weight"
     assert torch.allclose(half[name], (trained[name] + base[name]) / 2, atol=1e-5)
     assert not torch.allclose(trained[name], base[name], atol=1e-5)
+
+
+def test_frozen_layers_stay_those_of_the_base(corpus, tmp_path):
+    model = train(corpus, output=tmp_path / "model", frozen_layers=2, **RECIPE)
+    trained, base = weights(tmp_path / "model"), weights(Path(bundled_base()))
+    same = {name for name in trained if torch.equal(trained[name], base[name])}
+    assert "embeddings.word_embeddings.weight" in same
+    for layer in range(6):
+        assert (f"encoder.layer.{layer}.output.dense.weight" in same) == (layer < 2)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_training_leaves_the_model_s_own_dropout_in_place(corpus, tmp_path):
+    model = train(corpus, output=tmp_path / "model", max_records=2, **RECIPE)
+    assert not [module for module in model.modules() if isinstance(module, HiddenDropout)]
+    assert [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+
+
+def test_hidden_dropout_drops_its_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    mask = (torch.rand(1 << 20) >= 0.25).float() / 0.75
+    dropout = HiddenDropout(0.25, mask)
+    hidden_states = torch.ones(8, 100, 384)
+    dropped = dropout(hidden_states)
+    assert (dropped == 0).float().mean() == pytest.approx(0.25, abs=0.01)
+    assert dropped.mean() == pytest.approx(1.0, abs=0.01)
+    assert not torch.equal(dropped, dropout(hidden_states))  # another slice of the mask
+    larger = torch.ones(1 << 21)  # than the mask: drawn afresh
+    assert (dropout(larger) == 0).float().mean() == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(dropout.eval()(hidden_states), hidden_states)
 
 
 def steps(loss):
