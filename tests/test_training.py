@@ -37,7 +37,13 @@ def uninterrupted(corpus, tmp_path_factory):
 
 
 def weights(folder):
-    return load_file(folder / "model.safetensors")
+    """The weights that shape an embedding.
+
+    Softmax takes no notice of a bias of the keys, so its gradient is rounding noise, which Adam scales up to the size of a
+    step: it differs between two runs that are otherwise the same.
+    """
+    loaded = load_file(folder / "model.safetensors")
+    return {name: value for name, value in loaded.items() if not name.endswith("attention.self.key.bias")}
 
 
 def test_training_leaves_a_model_a_card_and_its_recipe(uninterrupted, corpus):
