@@ -89,6 +89,12 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, corpus, tmp_pat
     assert expected.keys() == resumed.keys()
     for name in expected:
         assert torch.allclose(expected[name], resumed[name], rtol=0, atol=1e-5), name
+    # All weights together, the biases of the keys too: the embeddings are the same.
+    texts = load_records(corpus, "validation")["document"]
+    first, second = (
+        load_instruction_model(folder).encode(texts, convert_to_tensor=True) for folder in (uninterrupted, output)
+    )
+    assert torch.allclose(first, second, rtol=0, atol=1e-5)
 
 
 def test_a_finished_or_foreign_folder_is_not_touched(uninterrupted, corpus, tmp_path):
