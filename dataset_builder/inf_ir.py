@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +56,6 @@ def split_of(query: str) -> str:
     return "train"
 
 
-@dataclass
-class InFIRConfig(datasets.BuilderConfig):
-    """A configuration of :class:`InFIR`; ``data_dir`` is the output folder of ``inf-ir build``."""
-
-
 class InFIR(datasets.GeneratorBasedBuilder):
     """Builds InF-IR.
 
@@ -77,11 +71,10 @@ class InFIR(datasets.GeneratorBasedBuilder):
     """
 
     VERSION = datasets.Version("1.0.0")
-    BUILDER_CONFIG_CLASS = InFIRConfig
     BUILDER_CONFIGS = [  # noqa: RUF012 - as datasets has it
-        InFIRConfig(name="mini", description="The bundled corpus, with its own splits."),
-        InFIRConfig(name="default", description="The tuples that the judge kept."),
-        InFIRConfig(name="unfiltered", description="All tuples, with the judge's answers."),
+        datasets.BuilderConfig(name="mini", description="The bundled corpus, with its own splits."),
+        datasets.BuilderConfig(name="default", description="The tuples that the judge kept."),
+        datasets.BuilderConfig(name="unfiltered", description="All tuples, with the judge's answers."),
     ]
     DEFAULT_CONFIG_NAME = "default"
 
