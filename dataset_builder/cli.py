@@ -346,7 +346,7 @@ def publish(
             f"{source}: {number} records with this error: {finding} (see `inf-ir check`; --despite-errors publishes)"
         )
     url = hub.publish(source, repo, public=public, revision=revision)
-    console.print(f"{'Public' if public else 'Private'}: {url}", markup=False, soft_wrap=True)
+    console.print(f"Pushed: {url}", markup=False, soft_wrap=True)
 
 
 def _check(source: str, against: list[str]) -> CheckReport:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_builder.quality import normalised
@@ -100,12 +101,13 @@ class InFIR(datasets.GeneratorBasedBuilder):
     def _generate_examples(self, files: list[str], split: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         names = list(self.info.features)
         for path in files:
-            number = 0
+            first = 0
             for batch in pq.ParquetFile(path).iter_batches(_ROWS_AT_A_TIME, columns=names):
-                for row in batch.to_pylist():
-                    number += 1
-                    if split is None or split_of(row["query_positive"]) == split:
-                        yield f"{Path(path).name}/{number}", row
+                queries = batch.column("query_positive").to_pylist()
+                chosen = [row for row, query in enumerate(queries) if split is None or split_of(query) == split]
+                for row, record in zip(chosen, batch.take(pa.array(chosen, pa.int64())).to_pylist()):
+                    yield f"{Path(path).name}/{first + row}", record
+                first += len(queries)
 
 
 def _files(data_dir: str | None, config: str) -> list[str]:

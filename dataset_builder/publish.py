@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from dataset_builder.inf_ir import InFIR
+from sentence_transformers_inf.hub import HUB_ERRORS, HubError, claim_repo, hub_problem
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-
-
-class PublishError(OSError):
-    """The Hub refuses; the message names the repository and the remedy, and no token."""
 
 
 def build_splits(source: str, config: str, cache: Path) -> datasets.DatasetDict:
@@ -52,19 +48,17 @@ def publish(source: str, repo: str, *, public: bool = False, revision: str | Non
         The address of the dataset.
 
     Raises:
-        PublishError: The Hub refuses.
+        HubError: The Hub refuses.
         FileNotFoundError: ``source`` holds no build.
+        ValueError: It holds no records.
     """
-    api = HfApi()
     configs = ["mini"] if source == "mini" else ["default", "unfiltered"]
     with tempfile.TemporaryDirectory() as cache:
         built = {config: build_splits(source, config, Path(cache)) for config in configs}
         if not any(len(splits) for splits in built.values()):
-            raise PublishError(f"{source}: there are no records to publish")
+            raise ValueError(f"{source}: there are no records to publish")
+        url = claim_repo(repo, "dataset", public=public, revision=revision)
         try:
-            url = str(api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True))
-            if public:
-                api.update_repo_settings(repo, repo_type="dataset", private=False)
             for config, splits in built.items():
                 if splits:
                     name = "default" if config == "mini" else config
@@ -74,25 +68,9 @@ def publish(source: str, repo: str, *, public: bool = False, revision: str | Non
                     )  # fmt: skip
             card = dataset_card(source, repo, built, DatasetCard.load(repo, repo_type="dataset").data)
             card.push_to_hub(repo, repo_type="dataset", revision=revision, commit_message="Write the dataset card")
-        except (RepositoryNotFoundError, GatedRepoError, HfHubHTTPError) as error:
-            raise PublishError(hub_problem(repo, error)) from error
+        except HUB_ERRORS as error:
+            raise HubError(hub_problem(repo, error)) from error
     return url
-
-
-def hub_problem(repo: str, error: Exception) -> str:
-    """One line about what the Hub said, without a token or an address of a request."""
-    if isinstance(error, GatedRepoError):
-        return f"{repo}: access to this repository is restricted; ask for it on its page"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{repo}: there is no such repository for you; check the name, and log in with `hf auth login`"
-    response = getattr(error, "response", None)
-    status = response.status_code if response is not None else "no answer"
-    if status == 401:
-        return f"{repo}: the Hub does not accept the token (status 401); log in with `hf auth login`"
-    if status == 403:
-        return f"{repo}: the token may not write here (status 403); check the name and the token's rights"
-    message = getattr(error, "server_message", None)
-    return f"{repo}: the Hub answers with status {status}{f' ({message})' if message else ''}; run the same command again"
 
 
 def dataset_card(

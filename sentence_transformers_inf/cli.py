@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -33,6 +35,7 @@ BaseOption = Annotated[
     Optional[str],
     typer.Option(help="Base model: a Hub id or a folder. Default: all-MiniLM-L6-v2, bundled with the demo."),
 ]
+PublicOption = Annotated[bool, typer.Option("--public", help="Make it public; else it is private.")]
 
 
 def main() -> None:
@@ -75,10 +78,15 @@ def train(
     bf16: Annotated[bool, typer.Option("--bf16", help="Encode in bfloat16.")] = False,
     max_records: Annotated[Optional[int], typer.Option(help="Train on the first so many records only.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    push_to_hub: Annotated[Optional[str], typer.Option(help="Push the model to this repository, user/name.")] = None,
+    public: PublicOption = False,
 ) -> None:
     """Train a model; after an interruption, the same command goes on where it stopped."""
+    from sentence_transformers_inf.hub import claim_repo
     from sentence_transformers_inf.training import train as run
 
+    if push_to_hub is not None:
+        claim_repo(push_to_hub, "model", public=public)  # a refusal now and not after the training
     run(
         data,
         base,
@@ -101,6 +109,50 @@ def train(
         overwrite=overwrite,
     )
     console.print(f"\nThe model is in {output}. Measure it: inf-embed evaluate {output} --data {data}")
+    if push_to_hub is not None:
+        push(output, push_to_hub, public)
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    repo: Annotated[str, typer.Option(help="Model on the Hub, as user/name.")],
+    public: PublicOption = False,
+    revision: Annotated[Optional[str], typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Push a model and its card to the Hub, private unless --public."""
+    from sentence_transformers_inf.hub import push_model
+
+    url = push_model(model, repo, public=public, revision=revision)
+    console.print(f"Pushed: {url}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def card(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    results: Annotated[
+        Optional[list[Path]],
+        typer.Option(help="What evaluate wrote: a folder (--output) or a file (--json); may be repeated."),
+    ] = None,
+) -> None:
+    """Write the model's card anew, with results of evaluate in it."""
+    from sentence_transformers_inf.model_card import add_results, write_model_card
+
+    if not (model / "modules.json").is_file():
+        raise FileNotFoundError(f"{model}: there is no saved model here")
+    for path in results or []:
+        if path.is_dir():
+            with _needs_mteb():
+                from sentence_transformers_inf.benchmarks import read_results
+            rows = [dataclasses.asdict(row) for row in read_results(str(model), path)]
+        else:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            rows = report.get("rows", [report])
+            rows = [row for row in rows if Path(row["model"]).resolve() == model.resolve()]
+        if not rows:
+            raise ValueError(f"{path}: there are no results of {model} here")
+        add_results(model, [row for row in rows if "per_type" in row], [row for row in rows if "task" in row])
+    console.print(f"The card is {write_model_card(model)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -127,7 +179,7 @@ def evaluate(
         return
     from sentence_transformers_inf.evaluation import measure
     from sentence_transformers_inf.modules import load_instruction_model
-    from sentence_transformers_inf.records import load_records, record_splits
+    from sentence_transformers_inf.records import is_on_hub, load_records, record_splits
 
     if split is None and "test" in (splits := record_splits(data)) and len(splits) > 1:
         split = "test"
@@ -138,8 +190,17 @@ def evaluate(
         _metrics_table(f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records", means, per_type)
     )
     if json_file is not None:
-        report = {"model": model, "data": data, "split": split, "records": len(records), **means, "per_type": per_type}
+        report: dict[str, Any] = {"model": model, "data": data, "data_on_hub": is_on_hub(data), "split": split}
+        report |= {"records": len(records), **means, "per_type": per_type}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _needs_mteb() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"benchmarks run through MTEB: pip install 'sentence-transformers-inf[eval]' ({error})") from error
 
 
 def _run_benchmark(
@@ -151,10 +212,8 @@ def _run_benchmark(
     batch_size: int,
     json_file: Optional[Path],
 ) -> None:
-    try:
+    with _needs_mteb():
         from sentence_transformers_inf.benchmarks import run_benchmark
-    except ImportError as error:
-        raise ValueError(f"benchmarks run through MTEB: pip install 'sentence-transformers-inf[eval]' ({error})") from error
     rows = run_benchmark(
         models,
         benchmark,
@@ -169,12 +228,11 @@ def _run_benchmark(
         table.add_column(column, justify="right" if column in models else "left")
         if column in models and no_instruction:
             table.add_column("no instruction", justify="right")
-    scores = {(row.task, row.model, row.instructed): row for row in rows}
-    for task in dict.fromkeys(row.task for row in rows):
-        cells = []
-        for model in models:
-            cells += [scores[task, model, instructed] for instructed in ((True, False) if no_instruction else (True,))]
-        table.add_row(task, cells[0].metric, *(f"{cell.score:.1f}" for cell in cells))
+    scores = {(row.task, row.metric, row.model, row.instructed): row.score for row in rows}
+    kinds = (True, False) if no_instruction else (True,)
+    for task, metric in dict.fromkeys((row.task, row.metric) for row in rows):
+        cells = [f"{scores[task, metric, model, instructed]:.1f}" for model in models for instructed in kinds]
+        table.add_row(task, metric, *cells)
     console.print(table)
     console.print(f"The results are in {output}, in MTEB's layout", markup=False, soft_wrap=True)
     if json_file is not None:
@@ -223,11 +281,11 @@ def demo(
     """Train a model on the bundled corpus and show what it learned, in a few minutes on a CPU."""
     import datasets
 
-    from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator, measure
-    from sentence_transformers_inf.model_card import write_model_card
+    from sentence_transformers_inf.evaluation import measure
+    from sentence_transformers_inf.model_card import RECIPE_FILE, add_results, write_model_card
     from sentence_transformers_inf.modules import load_instruction_model
     from sentence_transformers_inf.records import load_records
-    from sentence_transformers_inf.training import RECIPE_FILE, bundled_base
+    from sentence_transformers_inf.training import bundled_base
     from sentence_transformers_inf.training import train as run
 
     datasets.disable_progress_bars()
@@ -240,23 +298,12 @@ def demo(
     finished = recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")).get("finished", False)
     console.print("Training multi_P_I on the bundled corpus ...")
     run("mini", base, output, max_records=max_records, overwrite=finished)
-    model = load_instruction_model(output)
-    evaluator = InstructionFollowingEvaluator(test, name="mini_test")
-    evaluator(model)
-    after = evaluator.result
-    assert after is not None
-    settings = json.loads(recipe.read_text(encoding="utf-8"))
-    settings.pop("finished")
-    training_minutes = settings.pop("minutes")
+    after = measure(load_instruction_model(output), test)
     minutes = (time.monotonic() - started) / 60
-    write_model_card(
-        output,
-        model,
-        settings=settings,
-        minutes=training_minutes,
-        results={"base model": before, "this model": after},
-        evaluated_on=f"{len(test)} records of the bundled corpus (mini, test split)",
-    )
+    measured = {"data": "mini", "data_on_hub": False, "split": "test", "records": len(test), **after.means()}
+    measured |= {"per_type": after.per_type(), "base": before.means()}
+    add_results(output, [measured])
+    write_model_card(output)
     console.print(_comparison_table(before, after))
     console.print(_gain_table(before, after))
     _print_flips(test, before, after)

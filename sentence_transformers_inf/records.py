@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,21 @@ def load_records(source: str | Path, split: str | None = None) -> Dataset:
     except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
         raise RecordError(f"{paths[0]}: cannot be read as {builder}: {error.__cause__ or error}") from error
     return _checked(data, str(paths[0]) if len(paths) == 1 else name)
+
+
+def is_on_hub(source: str | Path) -> bool:
+    """Whether a source of records is a dataset on the Hub, and not the bundled corpus, a file or a folder."""
+    return _find(source)[1] is None
+
+
+def revision_of(records: Dataset) -> str | None:
+    """The commit of the Hub dataset that records were read from; ``None`` for others.
+
+    Args:
+        records: Records as :func:`load_records` returns them. ``datasets`` names the folder of its cache after the commit.
+    """
+    folder = Path(records.cache_files[0]["filename"]).parent.name if records.cache_files else ""
+    return folder if re.fullmatch("[0-9a-f]{40}", folder) else None
 
 
 def record_splits(source: str | Path) -> list[str]:

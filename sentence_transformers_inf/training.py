@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import platform
 import shutil
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -25,12 +28,9 @@ from transformers import set_seed
 
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
-from sentence_transformers_inf.model_card import write_model_card
+from sentence_transformers_inf.model_card import RECIPE_FILE, write_model_card
 from sentence_transformers_inf.modules import load_instruction_model
-from sentence_transformers_inf.records import load_records, record_splits, training_dataset
-
-RECIPE_FILE = "recipe.json"
-"""The settings of a run, in its output folder; ``"finished": true`` once the model is saved beside it."""
+from sentence_transformers_inf.records import is_on_hub, load_records, record_splits, revision_of, training_dataset
 
 BUNDLED_BASE = "sentence-transformers/all-MiniLM-L6-v2"
 """What :func:`bundled_base` is called on the Hub."""
@@ -130,6 +130,7 @@ def train(
     output = Path(output)
 
     records = load_records(data, "train" if "train" in record_splits(data) else None)
+    records_revision = revision_of(records)
     if max_records is not None:
         records = records.select(range(min(max_records, len(records))))
     validation = load_records(data, "validation") if "validation" in record_splits(data) else None
@@ -185,8 +186,8 @@ def train(
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, train_dataset=training_dataset(records), loss=loss, evaluator=evaluator
     )
-    started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
+    started, resumed_from = time.monotonic(), _last_complete(checkpoints)
+    trainer.train(resume_from_checkpoint=resumed_from)
     minutes = (time.monotonic() - started) / 60
 
     for parent, name, module in own_dropout:
@@ -203,9 +204,12 @@ def train(
     if trainer.is_world_process_zero():
         model.eval()
         model.save_pretrained(str(output), create_model_card=False)
-        write_model_card(output, model, settings=fingerprint, minutes=minutes)
-        finished = {**fingerprint, "minutes": round(minutes, 1), "finished": True}
-        (output / RECIPE_FILE).write_text(json.dumps(finished, indent=2) + "\n", encoding="utf-8")
+        finished = {**fingerprint, "license": _license(base), "data_on_hub": is_on_hub(data)}
+        finished |= {"base_on_hub": base is None or not Path(base).exists(), "data_revision": records_revision}
+        if resumed_from is None:  # else these are only the minutes since the interruption
+            finished |= {"minutes": round(minutes, 1), "hardware": _hardware()}
+        (output / RECIPE_FILE).write_text(json.dumps({**finished, "finished": True}, indent=2) + "\n", encoding="utf-8")
+        write_model_card(output, model=model)
         if (checkpoints / "eval").is_dir():  # the evaluator's CSV files
             shutil.rmtree(output / "eval", ignore_errors=True)
             shutil.move(checkpoints / "eval", output / "eval")
@@ -313,6 +317,23 @@ def _last_complete(checkpoints: Path) -> str | None:
             continue
         return str(folder)
     return None
+
+
+def _license(base: str | Path | None) -> str | None:
+    """The licence that the base model's own card states, which is that of what is made from it."""
+    if base is None:
+        return "apache-2.0"  # all-MiniLM-L6-v2
+    try:
+        card = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else str(base))
+    except (OSError, ValueError, HfHubHTTPError):
+        return None
+    return card.data.license
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
 
 
 def _hash_records(records: Dataset) -> str:

@@ -2,6 +2,8 @@ import os
 
 # Nothing here loads from the Hub; set before any library reads it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A thread for each core, or one where a test process has only one core (pytest -n); for what tests start as well.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import datasets
 import pytest
@@ -10,7 +12,7 @@ import torch
 from sentence_transformers_inf import load_instruction_model, load_records
 from sentence_transformers_inf.training import bundled_base
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 datasets.disable_progress_bars()
 
 

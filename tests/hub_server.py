@@ -17,7 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
-USERS = {"hf_owner": "user", "hf_stranger": "stranger", "hf_mteb": "mteb", "hf_if_ir": "if-ir"}
+USERS = {"hf_owner": "user", "hf_stranger": "stranger", "hf_mteb": "mteb", "hf_if_ir": "if-ir", "hf_mair": "MAIR-Bench"}
 PINNED = ("mteb", "if-ir")  # owners whose repositories stand in for pinned ones: any commit id is their last commit
 DATE = "2026-01-01T00:00:00.000Z"
 
@@ -25,20 +25,25 @@ DATE = "2026-01-01T00:00:00.000Z"
 class Repo:
     def __init__(self, kind: str, name: str, private: bool) -> None:
         self.kind, self.name, self.private, self.gated = kind, name, private, False
-        self.commits: list[tuple[str, dict[str, bytes]]] = []
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.branches: dict[str, str] = {}
         self.lfs: set[str] = set()
-        self.commit({})
+        self.commit("main", {})
 
-    def commit(self, files: dict[str, bytes]) -> str:
-        parts = [f"{path}:{hashlib.sha1(content).hexdigest()}" for path, content in sorted(files.items())]
+    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+        parts = [f"{path}:{git_oid(content)}" for path, content in sorted(files.items())]
         sha = hashlib.sha1(f"{self.kind}{self.name}{len(self.commits)}{parts}".encode()).hexdigest()
-        self.commits.append((sha, files))
+        self.commits[sha] = files
+        self.branches[branch] = sha
         return sha
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        if revision == "main" or self.name.split("/")[0] in PINNED:
-            return self.commits[-1]
-        return next((commit for commit in self.commits if commit[0] == revision), None)
+        sha = self.branches.get("main" if self.name.split("/")[0] in PINNED else revision, revision)
+        return (sha, self.commits[sha]) if sha in self.commits else None
+
+
+def git_oid(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def failure(status: int, code: str, message: str) -> web.Response:
@@ -101,14 +106,10 @@ class Hub:
         return web.json_response({"url": url, "name": name, "id": name})
 
     async def info(self, request: web.Request) -> web.Response:
-        kind = request.match_info["kind"][:-1]
-        repo = self.find(request, kind)
-        if isinstance(repo, web.Response):
-            return repo
-        commit = repo.at(request.match_info.get("revision", "main"))
-        if commit is None:
-            return failure(404, "RevisionNotFound", "Invalid rev id")
-        sha, files = commit
+        found = self.at(request, request.match_info["kind"][:-1])
+        if isinstance(found, web.Response):
+            return found
+        repo, sha, files = found
         card = {}
         if "README.md" in files and files["README.md"].startswith(b"---"):
             import yaml
@@ -126,7 +127,7 @@ class Hub:
             "type": "file",
             "path": path,
             "size": len(content),
-            "oid": hashlib.sha1(content).hexdigest(),
+            "oid": git_oid(content),
         }
         if path in repo.lfs:
             found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
@@ -135,18 +136,23 @@ class Hub:
     def folders(self, files: dict[str, bytes]) -> set[str]:
         return {"/".join(path.split("/")[:end]) for path in files for end in range(1, path.count("/") + 1)}
 
-    async def tree(self, request: web.Request) -> web.Response:
-        repo = self.find(request, request.match_info["kind"][:-1])
+    def at(self, request: web.Request, kind: str) -> tuple[Repo, str, dict[str, bytes]] | web.Response:
+        """The repository, the commit and its files that a request asks for."""
+        repo = self.find(request, kind)
         if isinstance(repo, web.Response):
             return repo
-        commit = repo.at(request.match_info["revision"])
-        if commit is None:
-            return failure(404, "RevisionNotFound", "Invalid rev id")
+        commit = repo.at(request.match_info.get("revision", "main"))
+        return failure(404, "RevisionNotFound", "Invalid rev id") if commit is None else (repo, *commit)
+
+    async def tree(self, request: web.Request) -> web.Response:
+        found = self.at(request, request.match_info["kind"][:-1])
+        if isinstance(found, web.Response):
+            return found
+        repo, _, files = found
         under, deep = (
             request.match_info.get("path", "").strip("/"),
             request.query.get("recursive", "").lower() in ("true", "1"),
         )
-        files = commit[1]
         if under and under not in self.folders(files):
             return failure(404, "EntryNotFound", f"{under} does not exist")
         inside = f"{under}/" if under else ""
@@ -158,16 +164,14 @@ class Hub:
         return web.json_response(rows)
 
     async def paths_info(self, request: web.Request) -> web.Response:
-        repo = self.find(request, request.match_info["kind"][:-1])
-        if isinstance(repo, web.Response):
-            return repo
-        commit = repo.at(request.match_info["revision"])
-        if commit is None:
-            return failure(404, "RevisionNotFound", "Invalid rev id")
+        found = self.at(request, request.match_info["kind"][:-1])
+        if isinstance(found, web.Response):
+            return found
+        repo, _, files = found
         body = await request.json() if request.content_type == "application/json" else await request.post()
         paths = body["paths"] if isinstance(body["paths"], list) else body.getall("paths")
-        rows = [self.entry(path, commit[1][path], repo) for path in paths if path in commit[1]]
-        rows += [{"type": "directory", "path": path, "oid": "0" * 40} for path in paths if path in self.folders(commit[1])]
+        rows = [self.entry(path, files[path], repo) for path in paths if path in files]
+        rows += [{"type": "directory", "path": path, "oid": "0" * 40} for path in paths if path in self.folders(files)]
         return web.json_response(rows)
 
     async def preupload(self, request: web.Request) -> web.Response:
@@ -175,10 +179,13 @@ class Hub:
         if isinstance(repo, web.Response):
             return repo
         body = await request.json()
-        modes = [
-            {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith((".parquet", ".safetensors")) else "regular",
-             "shouldIgnore": False, "oid": None} for file in body["files"]
-        ]  # fmt: skip
+        _, files = repo.at(request.match_info["revision"]) or ("", {})
+        modes = []
+        for file in body["files"]:
+            old = files.get(file["path"])
+            mode = "lfs" if file["path"].endswith((".parquet", ".safetensors")) else "regular"
+            digest = None if old is None else hashlib.sha256(old).hexdigest() if mode == "lfs" else git_oid(old)
+            modes.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": digest})
         return web.json_response({"files": modes})
 
     def writable(self, request: web.Request) -> Repo | web.Response:
@@ -211,7 +218,10 @@ class Hub:
             return repo
         if (self.folder / "fail-commits").exists():
             return failure(500, "Broken", "the disk of the Hub is full")
-        files = dict(repo.commits[-1][1])
+        branch = request.match_info["revision"]
+        if branch not in repo.branches:
+            return failure(404, "RevisionNotFound", "Invalid rev id")
+        files = dict(repo.commits[repo.branches[branch]])
         for line in (await request.read()).splitlines():
             row = json.loads(line)
             kind, value = row["key"], row["value"]
@@ -224,7 +234,7 @@ class Hub:
                 files.pop(value["path"])
             elif kind == "deletedFolder":
                 files = {path: content for path, content in files.items() if not path.startswith(f"{value['path']}/")}
-        sha = repo.commit(files)
+        sha = repo.commit(branch, files)
         url = f"http://{request.host}/{'datasets/' if repo.kind == 'dataset' else ''}{repo.name}/commit/{sha}"
         return web.json_response({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
@@ -235,8 +245,18 @@ class Hub:
         repo = self.find(request, request.match_info["kind"][:-1])
         if isinstance(repo, web.Response):
             return repo
-        branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1][0]}
-        return web.json_response({"branches": [branch], "tags": [], "converts": []})
+        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha} for name, sha in repo.branches.items()]
+        return web.json_response({"branches": branches, "tags": [], "converts": []})
+
+    async def branch(self, request: web.Request) -> web.Response:
+        repo = self.writable(request)
+        if isinstance(repo, web.Response):
+            return repo
+        name = request.match_info["branch"]
+        if name in repo.branches:
+            return failure(409, "Conflict", f"Reference already exists: {name}")
+        repo.branches[name] = repo.branches["main"]
+        return web.json_response({}, status=201)
 
     async def settings(self, request: web.Request) -> web.Response:
         repo = self.writable(request)
@@ -249,15 +269,12 @@ class Hub:
 
     async def resolve(self, request: web.Request) -> web.StreamResponse:
         kind = "dataset" if request.path.startswith("/datasets/") else "model"
-        repo = self.find(request, kind)
-        if isinstance(repo, web.Response):
-            return repo
+        found = self.at(request, kind)
+        if isinstance(found, web.Response):
+            return found
+        repo, sha, files = found
         if repo.gated and self.user(request) != repo.name.split("/")[0]:
             return failure(403, "GatedRepo", f"Access to {kind} {repo.name} is restricted and you are not in the list.")
-        commit = repo.at(request.match_info["revision"])
-        if commit is None:
-            return failure(404, "RevisionNotFound", "Invalid rev id")
-        sha, files = commit
         path = request.match_info["path"]
         if path not in files:
             return failure(404, "EntryNotFound", f"{path} does not exist")
@@ -289,6 +306,7 @@ def make_app(hub: Hub) -> web.Application:
     add("GET", repo + "/tree/{revision}/{path:.*}", hub.tree)
     add("GET", repo + "/refs", hub.refs)
     add("PUT", repo + "/settings", hub.settings)
+    add("POST", repo + "/branch/{branch}", hub.branch)
     add("POST", repo + "/paths-info/{revision}", hub.paths_info)
     add("POST", repo + "/preupload/{revision}", hub.preupload)
     add("POST", repo + "/commit/{revision}", hub.commit)

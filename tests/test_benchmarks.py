@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from sentence_transformers_inf import load_records
+from sentence_transformers_inf import load_instruction_model, load_records
+from sentence_transformers_inf.benchmarks import get_suite
+from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.records import ROWS
-from tests.test_hub import Hub
+from tests.test_hub import Hub, error_line
 
 PUSH = """
 import json, sys, datasets
-repo, configs = sys.argv[1], json.load(open(sys.argv[2]))
-for name, (split, rows) in configs.items():
-    datasets.Dataset.from_list(rows).push_to_hub(repo, config_name=name, split=split)
+from huggingface_hub import HfApi
+for repo, token, name, split, rows in json.load(sys.stdin):
+    datasets.Dataset.from_list(rows).push_to_hub(repo, config_name=name, split=split, token=token)
+HfApi().update_repo_settings("mteb/Robust04InstructionRetrieval", gated="manual", repo_type="dataset", token="hf_mteb")
 """
 
 
@@ -62,33 +65,56 @@ def instructed_retrieval(records, user_suffix=False):
     return configs
 
 
+def mair(records, parts):
+    """Records in MAIR's schema: ``queries`` over ``docs``, or parts of their own."""
+    queries, docs = [], []
+    for part, chosen in parts.items():
+        prefix = f"{part}_" if part else ""
+        asked, passages = [], []
+        for number, record in enumerate(records.select(chosen)):
+            for place, (query, instruction, passage) in enumerate(ROWS):
+                name = f"{number}-{place}"
+                labels = [{"id": name, "score": 1}]
+                asked.append({"qid": name, "instruction": record[instruction], "query": record[query], "labels": labels})
+                passages.append({"id": name, "doc": record[passage]})
+        queries.append((f"{prefix}queries", asked))
+        docs.append((f"{prefix}docs", passages))
+    return queries, docs
+
+
+MAIR_PARTS = {"SciFact": {"": range(12)}, "IFEval": {"format": range(5), "length": range(5, 12)}}
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     hub = Hub(tmp_path_factory.mktemp("benchmarks") / "server")
     records = load_records("mini", "validation").select(range(12))
     try:
-        for repo, token, configs in (
-            ("mteb/Core17InstructionRetrieval", "hf_mteb", follow_ir(records)),
-            ("mteb/InstructIR-mteb", "hf_mteb", instructed_retrieval(records, user_suffix=True)),
-            ("if-ir/fire", "hf_if_ir", instructed_retrieval(records)),
-        ):
-            path = hub.folder / "configs.json"
-            path.write_text(json.dumps(configs))
-            result = hub.run(hub.folder / "hf", "-c", PUSH, repo, path, token=token)
-            assert result.returncode == 0, result.stderr[-3000:]
+        rows = [
+            (repo, token, name, split, rows)
+            for repo, token, configs in (
+                ("mteb/Core17InstructionRetrieval", "hf_mteb", follow_ir(records)),
+                ("mteb/Robust04InstructionRetrieval", "hf_mteb", follow_ir(records.select(range(1)))),
+                ("mteb/InstructIR-mteb", "hf_mteb", instructed_retrieval(records, user_suffix=True)),
+                ("if-ir/fire", "hf_if_ir", instructed_retrieval(records)),
+            )
+            for name, (split, rows) in configs.items()
+        ]
+        for task, parts in MAIR_PARTS.items():
+            for repo, splits in zip(("MAIR-Bench/MAIR-Queries", "MAIR-Bench/MAIR-Docs"), mair(records, parts)):
+                rows += [(repo, "hf_mair", task, split, of_split) for split, of_split in splits]
+        result = subprocess.run([sys.executable, "-c", PUSH], input=json.dumps(rows), capture_output=True, text=True,
+                                env=hub.environment(hub.folder / "hf"))  # fmt: skip
+        assert result.returncode == 0, result.stderr[-3000:]
         yield hub
     finally:
         hub.process.kill()
         hub.process.wait()
 
 
-def evaluate(hub, cache, model, *options, token="hf_owner"):
-    return hub.run(cache, "-m", "sentence_transformers_inf.cli", "evaluate", model, *options, token=token)
-
-
 def scores(path):
     rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
-    return {(row["task"], row["instructed"]): row["score"] for row in rows}
+    return {(row["task"], row["metric"], row["instructed"]): row["score"] for row in rows}
 
 
 BY_MTEB = """
@@ -99,7 +125,10 @@ model = SentenceTransformer(sys.argv[1])
 found = {}
 for name in sys.argv[3:]:
     result = mteb.evaluate(model, mteb.get_task(name), cache=ResultCache(sys.argv[2]), co2_tracker=False)
-    found[name] = 100 * result.task_results[0].get_score()
+    task = result.task_results[0]
+    found[name] = 100 * task.get_score()
+    if name == "Core17InstructionRetrieval":
+        found["MAP"] = 100 * task.get_score(getter=lambda scores: scores["og"]["map_at_1000"])
 print("RESULT", json.dumps(found))
 """
 
@@ -108,31 +137,52 @@ TASKS = {"FollowIR": "Core17InstructionRetrieval", "InstructIR": "InstructIR", "
 
 def test_scores_are_those_of_mteb_s_own_encoder_for_its_template(hub, base, tmp_path):
     """The default template joins as MTEB does, so MTEB's encoder of the joined text must score the same."""
-    ours = {}
-    for suite, task in TASKS.items():
-        path = tmp_path / f"{suite}.json"
-        result = evaluate(hub, tmp_path / "hf", base, "--benchmark", suite, "--tasks", task, "--no-instruction",
-                          "--output", tmp_path / "results", "--json", path)  # fmt: skip
-        assert result.returncode == 0, result.stderr[-3000:]
-        ours |= scores(path)
+    commands = [
+        ["inf-embed", "evaluate", base, "--benchmark", suite, "--tasks", task, "--no-instruction",
+         "--output", tmp_path / "results", "--json", tmp_path / f"{suite}.json"]
+        for suite, task in TASKS.items()
+    ]  # fmt: skip
+    done, printed = hub.commands(tmp_path / "hf", *commands)
+    assert [status for status, _ in done] == [0] * 3, printed[-3000:]
+    ours = {key: score for suite in TASKS for key, score in scores(tmp_path / f"{suite}.json").items()}
     result = hub.run(tmp_path / "hf", "-c", BY_MTEB, base, tmp_path / "mteb", *TASKS.values())
     assert result.returncode == 0, result.stderr[-3000:]
     theirs = json.loads(result.stdout.split("RESULT ")[1])
-    for task in TASKS.values():
-        assert ours[task, True] == pytest.approx(theirs[task], abs=1e-4)
-        assert ours[task, True] != pytest.approx(ours[task, False], abs=1e-4)  # instructions do reach the model
-    assert ours["Core17InstructionRetrieval", False] == pytest.approx(0, abs=1e-6)  # no instruction: no change of rank
+    for task, metric in zip(TASKS.values(), ("p-MRR", "robustness_at_10", "ndcg_at_20")):
+        assert ours[task, metric, True] == pytest.approx(theirs[task], abs=1e-4)
+        assert ours[task, metric, True] != pytest.approx(ours[task, metric, False], abs=1e-4)  # instructions are seen
+    assert ours[TASKS["FollowIR"], "p-MRR", False] == pytest.approx(0, abs=1e-6)  # no instruction: no change of rank
+    assert ours[TASKS["FollowIR"], "map_at_1000", True] == pytest.approx(theirs["MAP"], abs=1e-4)
+
+
+def test_mair_s_tasks_rank_the_passages_of_their_own_part(hub, base, tmp_path):
+    options = ["--benchmark", "MAIR", "--tasks", "MAIR-SciFact", "--tasks", "MAIR-IFEval", "--json", tmp_path / "m.json"]
+    done, printed = hub.commands(
+        tmp_path / "hf", ["inf-embed", "evaluate", base, *options, "--output", tmp_path / "results"]
+    )
+    assert done[0][0] == 0, printed[-3000:]
+    records, model = load_records("mini", "validation").select(range(12)), load_instruction_model(base)
+    found = scores(tmp_path / "m.json")
+    for task, parts in MAIR_PARTS.items():
+        of_parts = [(len(chosen), measure(model, records.select(chosen)).means()["ndcg_at_10"]) for chosen in parts.values()]
+        expected = sum(size * score for size, score in of_parts) / 12
+        assert found[f"MAIR-{task}", "ndcg_at_10", True] == pytest.approx(expected, abs=1e-3)
+
+
+def test_mair_has_126_tasks():
+    assert len({task.metadata.name for task in get_suite("MAIR")}) == 126
 
 
 def test_the_bundled_task_measures_the_evaluator_s_p_mrr(hub, base, tmp_path):
-    result = evaluate(
-        hub, tmp_path / "hf", base, "--benchmark", "mini", "--output", tmp_path / "r", "--json", tmp_path / "a.json"
+    evaluate = ["inf-embed", "evaluate", base]
+    done, printed = hub.commands(
+        tmp_path / "hf",
+        [*evaluate, "--benchmark", "mini", "--output", tmp_path / "r", "--json", tmp_path / "a.json"],
+        [*evaluate, "--json", tmp_path / "b.json"],
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    result = evaluate(hub, tmp_path / "hf", base, "--json", tmp_path / "b.json")
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert [status for status, _ in done] == [0, 0], printed[-3000:]
     expected = json.loads((tmp_path / "b.json").read_text())["p_mrr"]
-    assert scores(tmp_path / "a.json")["MiniInstructionRetrieval", True] == pytest.approx(expected, abs=1e-3)
+    assert scores(tmp_path / "a.json")["MiniInstructionRetrieval", "p-MRR", True] == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_killed_run_goes_on_without_the_tasks_that_were_done(hub, base, tmp_path):
@@ -152,21 +202,23 @@ def test_a_killed_run_goes_on_without_the_tasks_that_were_done(hub, base, tmp_pa
     assert {path: path.stat().st_mtime_ns for path in first} == first
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--benchmark", "Nonsense"], "there is no benchmark 'Nonsense'"),
-        (["--benchmark", "FollowIR", "--tasks", "Core18"], "FollowIR has no task 'Core18'"),
-        (["--benchmark", "FollowIR", "--tasks", "News21InstructionRetrieval"], "could not be read from the Hub"),
-    ],
-)
-def test_what_cannot_be_run_is_one_clear_line(hub, base, tmp_path, options, message):
-    result = evaluate(hub, tmp_path / "hf", base, *options, "--output", tmp_path / "results")
-    assert result.returncode == 2, result.stderr[-3000:]
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert "Traceback" not in result.stderr
+def test_what_cannot_be_run_is_one_clear_line(hub, base, tmp_path):
+    cases = [
+        ("hf_owner", ["Nonsense"], "there is no benchmark 'Nonsense'"),
+        ("hf_owner", ["FollowIR", "--tasks", "Core18"], "FollowIR has no task 'Core18'"),
+        ("hf_owner", ["FollowIR", "--tasks", "News21InstructionRetrieval"], "could not be read from the Hub"),
+        ("hf_owner", ["FollowIR", "--tasks", "Robust04InstructionRetrieval"], "is restricted; ask for it"),
+        ("hf_nonsense", ["FollowIR", "--tasks", TASKS["FollowIR"]], "the token"),
+    ]
+    for token in ("hf_owner", "hf_nonsense"):
+        chosen = [(words, message) for has, words, message in cases if has == token]
+        commands = [
+            ["inf-embed", "evaluate", base, "--output", tmp_path / "r", "--benchmark", *words] for words, _ in chosen
+        ]
+        done, _ = hub.commands(tmp_path / token, *commands, token=token)
+        for (status, err), (_, message) in zip(done, chosen, strict=True):
+            assert status == 2
+            assert message in error_line(err)
 
 
 def test_no_network_is_one_clear_line(hub, base, tmp_path):
@@ -175,7 +227,6 @@ def test_no_network_is_one_clear_line(hub, base, tmp_path):
             self.url = "http://127.0.0.1:9"
 
     options = ("--benchmark", "FollowIR", "--tasks", TASKS["FollowIR"], "--output", tmp_path / "results")
-    result = evaluate(Nowhere(), tmp_path / "hf", base, *options)
-    assert result.returncode == 2, result.stderr[-3000:]
-    assert "Traceback" not in result.stderr
-    assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
+    done, _ = Nowhere().commands(tmp_path / "hf", ["inf-embed", "evaluate", base, *options])
+    assert done[0][0] == 2
+    assert "cannot be reached" in error_line(done[0][1])

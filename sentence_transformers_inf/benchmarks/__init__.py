@@ -4,7 +4,18 @@ Needs the extra ``eval``.
 """
 
 from sentence_transformers_inf.benchmarks.encoder import InstructionEncoder
-from sentence_transformers_inf.benchmarks.run import BenchmarkError, Row, run_benchmark
+from sentence_transformers_inf.benchmarks.mair import mair_task
+from sentence_transformers_inf.benchmarks.run import BenchmarkError, Row, read_results, run_benchmark
 from sentence_transformers_inf.benchmarks.suites import SUITES, MiniInstructionRetrieval, get_suite
 
-__all__ = ["SUITES", "BenchmarkError", "InstructionEncoder", "MiniInstructionRetrieval", "Row", "get_suite", "run_benchmark"]
+__all__ = [
+    "SUITES",
+    "BenchmarkError",
+    "InstructionEncoder",
+    "MiniInstructionRetrieval",
+    "Row",
+    "get_suite",
+    "mair_task",
+    "read_results",
+    "run_benchmark",
+]

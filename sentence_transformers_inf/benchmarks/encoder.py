@@ -6,6 +6,7 @@ instruction in ``instruction`` (``mteb._create_dataloaders``). Its own wrapper e
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,3 +96,12 @@ class InstructionEncoder(AbsEncoder):
 def result_name(model: str) -> str:
     """``organisation/name`` for MTEB's result folders, of a Hub id or a local folder."""
     return f"local/{Path(model).resolve().name}" if Path(model).is_dir() else model
+
+
+def folder_revision(model: str) -> str:
+    """A revision for MTEB's result folders of a local model: it changes with the weights and the settings."""
+    digest = hashlib.sha256()
+    for path in sorted([*Path(model).rglob("*.safetensors"), *Path(model).rglob("*config*.json")]):
+        if "checkpoints" not in path.parts:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any, cast
 import mteb
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from mteb.abstasks import AbsTask
 from mteb.cache import ResultCache
+from mteb.results import TaskResult
 
-from sentence_transformers_inf.benchmarks.encoder import InstructionEncoder, result_name
-from sentence_transformers_inf.benchmarks.suites import get_suite
+from sentence_transformers_inf.benchmarks.encoder import InstructionEncoder, folder_revision, result_name
+from sentence_transformers_inf.benchmarks.suites import FOLLOW_IR_METRICS, find_task, get_suite
 from sentence_transformers_inf.modules import load_instruction_model
 
 
@@ -23,16 +26,21 @@ class BenchmarkError(OSError):
 
 @dataclass(frozen=True)
 class Row:
-    """One task's result for one model."""
+    """One measure of one task for one model."""
 
     model: str
     """As it was named in the call; the control run is told by ``instructed``."""
     instructed: bool
     task: str
     metric: str
-    """The task's own main score."""
+    """The task's own main score; for FollowIR's tasks also what the paper reports beside p-MRR."""
     score: float
-    """Times 100."""
+    """Times 100, the mean over the task's subsets."""
+    dataset: str
+    """The id of the task's dataset on the Hub."""
+    revision: str
+    """Its revision."""
+    split: str
 
 
 def run_benchmark(
@@ -57,7 +65,7 @@ def run_benchmark(
         say: Told which task is about to run.
 
     Returns:
-        One row per model, control and task.
+        One row per model, control, task and measure.
 
     Raises:
         ValueError: No such benchmark or task.
@@ -68,14 +76,47 @@ def run_benchmark(
     rows = []
     for name in models:
         model = load_instruction_model(name)
-        revision = model.model_card_data.base_model_revision if not Path(name).is_dir() else None
+        revision = folder_revision(name) if Path(name).is_dir() else model.model_card_data.base_model_revision
         for bare in (False, True) if no_instruction else (False,):
             encoder = InstructionEncoder(model, result_name(name), revision, no_instruction=bare)
             for task in suite:
                 say(f"{task.metadata.name}: {name}{' without instructions' if bare else ''}")
                 result = _run(encoder, task, cache, batch_size)
-                score = result.task_results[0].get_score()
-                rows.append(Row(name, not bare, task.metadata.name, task.metadata.main_score, 100 * float(score)))
+                rows += _rows(name, not bare, task, result.task_results[0])
+    return rows
+
+
+def read_results(model: str, folder: str | Path) -> list[Row]:
+    """The results of one model in the output folder of :func:`run_benchmark`, with those of its control run.
+
+    Args:
+        model: The model's folder. Results of other weights that were there before are left out.
+        folder: The output folder.
+    """
+    rows: list[Row] = []
+    cache = ResultCache(Path(folder))
+    for path in sorted(cache.get_cache_paths([result_name(model)], include_remote=False, load_experiments="match_name")):
+        meta = json.loads((path.parent / "model_meta.json").read_text(encoding="utf-8"))
+        if meta["revision"] != folder_revision(model):
+            continue
+        bare = bool((meta.get("experiment_kwargs") or {}).get("no_instruction"))
+        result = TaskResult.from_disk(path)
+        rows += _rows(model, not bare, find_task(result.task_name), result)
+    return rows
+
+
+def _rows(model: str, instructed: bool, task: AbsTask, result: Any) -> list[Row]:
+    """The task's main score, and what the FollowIR paper (§4) reports beside it: a measure of the original instructions."""
+    metadata = task.metadata
+    split = next(iter(result.scores))
+
+    def row(metric: str, score: float) -> Row:
+        dataset, revision = metadata.dataset["path"], metadata.dataset["revision"]
+        return Row(model, instructed, metadata.name, metric, 100 * float(score), dataset, revision, split)
+
+    rows = [row(metadata.main_score, result.get_score())]
+    if (metric := FOLLOW_IR_METRICS.get(metadata.name)) is not None:
+        rows.append(row(metric, result.get_score(getter=lambda scores: scores["og"][metric])))
     return rows
 
 
@@ -91,9 +132,9 @@ def _run(encoder: InstructionEncoder, task: Any, cache: ResultCache, batch_size:
             show_progress_bar=False,
             co2_tracker=False,
         )
-    except GatedRepoError as error:
-        raise BenchmarkError(f"{name}: access to {path} is restricted; ask for it on its page on the Hub") from error
-    except (DatasetNotFoundError, FileNotFoundError) as error:
+    except (DatasetNotFoundError, FileNotFoundError, GatedRepoError) as error:
+        if isinstance(error, GatedRepoError) or "gated dataset" in str(error):  # datasets drops the cause
+            raise BenchmarkError(f"{name}: access to {path} is restricted; ask for it on its page on the Hub") from error
         raise BenchmarkError(
             f"{name}: the dataset {path} could not be read from the Hub; check the name, your access to it and the token"
         ) from error

@@ -11,6 +11,7 @@ from mteb._evaluators.retrieval_metrics import evaluate_p_mrr_change
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from sentence_transformers_inf.benchmarks.mair import MAIR_TASKS, mair_task
 from sentence_transformers_inf.records import ROWS, load_records
 
 SUITES = {
@@ -19,6 +20,7 @@ SUITES = {
     "IFIR": "seven expert-domain tasks (Song et al. 2025, arXiv:2503.04644)",
     "mFollowIR": "FollowIR in Persian, Russian and Chinese (Weller et al. 2025, arXiv:2501.19264)",
     "BRIGHT": "reasoning-intensive retrieval (Su et al. 2024, arXiv:2407.12883)",
+    "MAIR": "126 tasks of six domains (Sun et al. 2024, arXiv:2410.10127)",
     "NanoBEIR": "plain retrieval: a loss there is the price of obedience",
     "mini": "the bundled test split",
 }
@@ -29,6 +31,13 @@ _TASKS = {  # benchmarks that MTEB has no name for
     "mFollowIR": ["mFollowIR"],
     "IFIR": ["IFIRAila", "IFIRCds", "IFIRFiQA", "IFIRFire", "IFIRNFCorpus", "IFIRPm", "IFIRScifact"],
 }
+
+FOLLOW_IR_METRICS = {
+    "Robust04InstructionRetrieval": "map_at_1000",
+    "Core17InstructionRetrieval": "map_at_1000",
+    "News21InstructionRetrieval": "ndcg_at_5",
+}
+"""What the FollowIR paper reports beside p-MRR, of the original instructions."""
 
 
 def get_suite(name: str, tasks: list[str] | None = None) -> list[AbsTask]:
@@ -45,6 +54,8 @@ def get_suite(name: str, tasks: list[str] | None = None) -> list[AbsTask]:
         raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(SUITES)}")
     if name == "mini":
         found: list[AbsTask] = [MiniInstructionRetrieval()]
+    elif name == "MAIR":
+        found = [mair_task(task) for task in MAIR_TASKS]
     elif name in _TASKS:
         found = [mteb.get_task(task) for task in _TASKS[name]]
     else:
@@ -55,6 +66,16 @@ def get_suite(name: str, tasks: list[str] | None = None) -> list[AbsTask]:
     if unknown := [task for task in tasks if task not in names]:
         raise ValueError(f"{name} has no task {unknown[0]!r}; it has {', '.join(names)}")
     return [task for task in found if task.metadata.name in tasks]
+
+
+def find_task(name: str) -> AbsTask:
+    """The task of this name, of those in the suites.
+
+    Raises:
+        KeyError: No such task.
+    """
+    ours = [MiniInstructionRetrieval(), *(mair_task(task) for task in MAIR_TASKS)]
+    return next((task for task in ours if task.metadata.name == name), None) or mteb.get_task(name)
 
 
 class MiniInstructionRetrieval(AbsTaskRetrieval):
