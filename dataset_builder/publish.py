@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
 
+from dataset_builder.diversity import distinct_n
 from dataset_builder.inf_ir import InFIR
+from dataset_builder.quality import normalised
 from sentence_transformers_inf.hub import HUB_ERRORS, HubError, claim_repo, hub_problem
+
+_SAMPLE = 10_000
+"""So many texts of a column are looked at for the card's measures of diversity."""
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -66,7 +72,8 @@ def publish(source: str, repo: str, *, public: bool = False, revision: str | Non
                         repo, config_name=name, set_default=name == "default", private=not public, revision=revision,
                         commit_message=f"Upload {name}",
                     )  # fmt: skip
-            card = dataset_card(source, repo, built, DatasetCard.load(repo, repo_type="dataset").data)
+            pushed = hf_hub_download(repo, "README.md", repo_type="dataset", revision=revision)
+            card = dataset_card(source, repo, built, DatasetCard.load(pushed).data)
             card.push_to_hub(repo, repo_type="dataset", revision=revision, commit_message="Write the dataset card")
         except HUB_ERRORS as error:
             raise HubError(hub_problem(repo, error)) from error
@@ -112,8 +119,21 @@ def dataset_card(
             if splits
         },
         example=next(iter(first.values()))[0] if len(first) else None,
+        diversity=_diversity(first),
         report=report,
         statement=None
         if report is not None
         else statement.read_text(encoding="utf-8").split("## Data statement", 1)[1].strip(),
     )
+
+
+def _diversity(splits: datasets.DatasetDict) -> dict[str, dict[str, float]]:
+    """By column: the number of texts looked at, the share of distinct ones, distinct-1 and distinct-2."""
+    found = {}
+    for column in ("query_positive", "query_negative", "instruction_positive", "instruction_negative"):
+        texts = list(itertools.islice((text for data in splits.values() for text in data[column]), _SAMPLE))
+        if texts:
+            measures = {"distinct": len({normalised(text) for text in texts}) / len(texts)}
+            measures |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
+            found[column] = {"texts": len(texts), **measures}
+    return found

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from sentence_transformers_inf import load_instruction_model, load_records
-from sentence_transformers_inf.cli import main
+from sentence_transformers_inf import cli, load_instruction_model, load_records
 from sentence_transformers_inf.evaluation import METRICS
 
 GOOD = {
@@ -25,9 +24,9 @@ GOOD = {
 def run(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["inf-embed", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.setattr(cli.console, "width", 160)
         with pytest.raises(SystemExit) as exit_:
-            main()
+            cli.main()
         captured = capsys.readouterr()
         return exit_.value.code, captured.out, captured.err
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builder.checks import check_records
+from dataset_builder.diversity import distinct_n
 from dataset_builder.inf_ir import InFIR, split_of
 from sentence_transformers_inf import load_records
 
@@ -120,8 +121,16 @@ def test_a_dataset_is_private_unless_public_is_asked_for(hub, mini_on_hub, tmp_p
 
 
 def test_load_records_reads_what_was_published(hub, mini_on_hub, tmp_path):
-    script = f"from sentence_transformers_inf import load_records; print(len(load_records({mini_on_hub!r}, 'validation')))"
-    assert hub.run(tmp_path / "hf", "-c", script).stdout.strip() == "81"
+    script = (
+        "from huggingface_hub import HfApi\n"
+        "from sentence_transformers_inf.records import is_on_hub, load_records, revision_of\n"
+        f"records = load_records({mini_on_hub!r}, 'validation')\n"
+        f"assert revision_of(records) == HfApi().dataset_info({mini_on_hub!r}).sha and is_on_hub({mini_on_hub!r})\n"
+        "assert revision_of(load_records('mini', 'validation')) is None and not is_on_hub('mini')\n"
+        "print(len(records))\n"
+    )
+    result = hub.run(tmp_path / "hf", "-c", script)
+    assert result.stdout.strip() == "81", result.stderr[-2000:]
 
 
 def test_the_published_card_parses_and_its_snippet_runs(hub, mini_on_hub, tmp_path):
@@ -130,6 +139,7 @@ def test_the_published_card_parses_and_its_snippet_runs(hub, mini_on_hub, tmp_pa
         f"card = DatasetCard.load({mini_on_hub!r})\ncard.validate()\n"
         "assert card.data.license == 'cc0-1.0' and card.data.size_categories == ['1K<n<10K'], card.data\n"
         "assert card.data.to_dict()['configs'][0]['config_name'] == 'default'\n"
+        "assert '| `instruction_positive` | 100.0% | 0.' in card.text, card.text\n"
         "exec(re.search(r'```python\\n(.*?)```', card.text, flags=re.S).group(1))\n"
         "print(sum(len(split) for split in records.values()))\n"
     )
@@ -259,6 +269,13 @@ def test_splits_have_their_shares():
     assert 17_800 < counts["train"] < 18_200  # 18,000 expected, standard deviation 42
     assert 850 < counts["validation"] < 1150
     assert 850 < counts["test"] < 1150
+
+
+def test_distinct_n_counts_grams_within_texts():
+    texts = ["a b a b", "B! a"]  # grams of two: ab, ba, ab and ba
+    assert distinct_n(texts, 1) == 2 / 6
+    assert distinct_n(texts, 2) == 2 / 4
+    assert distinct_n(["a"], 2) == 0
 
 
 # Checks
