@@ -58,6 +58,9 @@ def train(
     template: Annotated[
         Optional[str], typer.Option(help="How instruction and query are joined, default '{query} {instruction}'.")
     ] = None,
+    interaction: Annotated[
+        Optional[str], typer.Option(help="How instruction and query meet: concatenation (the template), paper or gated.")
+    ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the records.")] = 1.6,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2.5e-4,
     batch_size: Annotated[int, typer.Option(help="Records per step.")] = 16,
@@ -93,6 +96,7 @@ def train(
         output,
         objective=objective,
         template=template,
+        interaction=interaction,
         epochs=epochs,
         learning_rate=learning_rate,
         batch_size=batch_size,
@@ -164,7 +168,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
     benchmark: Annotated[
         Optional[str],
-        typer.Option(help="Run MTEB instead: FollowIR, InstructIR, IFIR, mFollowIR, BRIGHT, NanoBEIR or mini."),
+        typer.Option(help="Run MTEB instead: FollowIR, InstructIR, IFIR, mFollowIR, BRIGHT, MAIR, NanoBEIR or mini."),
     ] = None,
     tasks: Annotated[Optional[list[str]], typer.Option(help="A task of the benchmark; may be repeated.")] = None,
     no_instruction: Annotated[

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf.evaluation import METRICS
-from sentence_transformers_inf.modules import InstructionTransformer, load_instruction_model
+from sentence_transformers_inf.modules import InstructionQueryAttention, InstructionTransformer, load_instruction_model
 
 RECIPE_FILE = "recipe.json"
 """The settings of a run, in its output folder; ``"finished": true`` once the model is saved beside it."""
@@ -37,7 +37,7 @@ METRIC_NAMES = {
 """The names of :data:`~sentence_transformers_inf.evaluation.METRICS` in tables."""
 
 _NOT_SETTINGS = {
-    *("base", "base_on_hub", "data", "data_on_hub", "records", "max_records", "template"),
+    *("base", "base_on_hub", "data", "data_on_hub", "records", "max_records", "template", "interaction"),
     *("minutes", "hardware", "license", "finished"),
 }
 
@@ -72,7 +72,7 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
     """
     folder = Path(folder)
     model = load_instruction_model(folder) if model is None else model
-    first = model[0]
+    first, second = model[0], model[1] if len(model) > 1 else None
     assert isinstance(first, InstructionTransformer)
     name = folder.resolve().name if name is None else name
     recipe, results = (_read(folder / file) for file in (RECIPE_FILE, RESULTS_FILE))
@@ -96,11 +96,12 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
         base=base,
         data=data,
         instruction_template=first.template,
+        attention=second.kind if isinstance(second, InstructionQueryAttention) else None,
         max_query_length=first.max_query_length or first.max_seq_length,
         max_passage_length=first.max_seq_length,
         dimension=model.get_embedding_dimension(),
         recipe=recipe,
-        settings={key: value for key, value in recipe.items() if key not in _NOT_SETTINGS},
+        settings={key: value for key, value in recipe.items() if key not in _NOT_SETTINGS and value is not None},
         evaluations=[entry | {"data": _shown(entry["data"], entry["data_on_hub"])} for entry in records],
         metrics={metric: METRIC_NAMES[metric] for metric in METRICS},
         benchmarks=_benchmark_rows(benchmarks),

@@ -65,6 +65,7 @@ def train(
     *,
     objective: str = "multi_P_I",
     template: str | None = None,
+    interaction: str | None = None,
     epochs: float = 1.6,
     learning_rate: float = 2.5e-4,
     batch_size: int = 16,
@@ -97,6 +98,8 @@ def train(
             the run is finished, what resuming needs (``checkpoints/``).
         objective: One of the 11 of :data:`~sentence_transformers_inf.losses.OBJECTIVES`.
         template: How instruction and query are joined; ``None``: the base's own, else ``"{query} {instruction}"``.
+        interaction: ``"concatenation"``, ``"paper"`` or ``"gated"``; ``None``: the base's own, else concatenation. See
+            :func:`~sentence_transformers_inf.load_instruction_model`.
         epochs: Passes over the records.
         learning_rate: Peak of a linear schedule (AdamW).
         batch_size: Records per step and device; each is three rows.
@@ -140,7 +143,7 @@ def train(
     checkpoints = output / "checkpoints"
 
     set_seed(seed)
-    model = load_instruction_model(bundled_base() if base is None else base, template=template)
+    model = load_instruction_model(bundled_base() if base is None else base, template, interaction=interaction)
     model.model_card_data.generate_widget_examples = False
     own_dropout = _replace_dropout(model, dropout, seed)
     if frozen_layers:

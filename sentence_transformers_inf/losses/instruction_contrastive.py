@@ -273,7 +273,10 @@ class InstructionContrastiveLoss(nn.Module):
         distinct_features, distinct_keys, offset = [], [], 0
         for group, members in enumerate(groups.values()):
             merged = _merge([columns[index] for index in members], self.tokenizer)
-            keys = _text_keys(merged["input_ids"], merged["attention_mask"]) + group
+            ids = merged["input_ids"]
+            if "instruction_mask" in merged:  # the same tokens are another text where some of them are an instruction's
+                ids = 2 * ids + merged["instruction_mask"]
+            keys = _text_keys(ids, merged["attention_mask"]) + group
             distinct, inverse = torch.unique(keys, return_inverse=True)
             first = torch.full_like(distinct, len(keys)).scatter_reduce(
                 0, inverse, torch.arange(len(keys), device=device), "amin", include_self=True
@@ -452,14 +455,16 @@ def _merge(columns: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         "input_ids": tokenizer.pad_token_id or 0,
         "token_type_ids": tokenizer.pad_token_type_id,
         "attention_mask": 0,
+        "instruction_mask": 0,
     }
     merged: dict[str, Any] = {}
-    for key in fill.keys() & columns[0].keys():
+    for key in [key for key in fill if any(key in column for column in columns)]:
         padded = []
         for column in columns:
-            missing = width - column[key].shape[1]
+            values = column[key] if key in column else torch.zeros_like(column["input_ids"])
+            missing = width - values.shape[1]
             sides = (missing, 0) if tokenizer.padding_side == "left" else (0, missing)
-            padded.append(F.pad(column[key].to(device), sides, value=fill[key]))
+            padded.append(F.pad(values.to(device), sides, value=fill[key]))
         merged[key] = torch.cat(padded)
     return merged | {key: columns[0][key] for key in ("modality", "task", "prompt_length") if key in columns[0]}
 

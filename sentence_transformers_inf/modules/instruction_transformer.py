@@ -14,10 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import load_file_path
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
+
+from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 
 logger = logging.get_logger(__name__)
 
@@ -55,6 +61,8 @@ class InstructionTransformer(Transformer):
         max_query_length: Token limit of instructed queries, special tokens included. ``None``: the model's
             ``max_seq_length``, which stays the limit of plain strings (passages). Where an instructed query is too
             long, the instruction is cut and the query survives.
+        pack: Encode instruction and query apart, for
+            :class:`~sentence_transformers_inf.modules.InstructionQueryAttention`, and not as one string by the template.
         **kwargs: As for Sentence Transformers' ``Transformer``.
 
     Raises:
@@ -65,21 +73,32 @@ class InstructionTransformer(Transformer):
     """
 
     def __init__(
-        self, *args: Any, template: str = DEFAULT_TEMPLATE, max_query_length: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        template: str = DEFAULT_TEMPLATE,
+        max_query_length: int | None = None,
+        pack: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.template = check_template(template)
         self.max_query_length = max_query_length
+        self.pack = pack
 
     @classmethod
     def from_transformer(
-        cls, transformer: Transformer, template: str = DEFAULT_TEMPLATE, max_query_length: int | None = None
+        cls,
+        transformer: Transformer,
+        template: str = DEFAULT_TEMPLATE,
+        max_query_length: int | None = None,
+        pack: bool = False,
     ) -> InstructionTransformer:
         """An :class:`InstructionTransformer` over the weights and tokenizer of ``transformer``, shared and not copied."""
         module = _empty_instruction_transformer()
         module.__dict__.update(transformer.__dict__)
         module.template = check_template(template)
         module.max_query_length = max_query_length
+        module.pack = pack
         return module
 
     def join(self, instruction: str | None, query: str) -> str:
@@ -94,7 +113,8 @@ class InstructionTransformer(Transformer):
         Returns:
             The features of ``Transformer.preprocess``. A batch of instructed queries alone also carries its texts under
             ``"instruction"`` and ``"query"`` (lists of str) and its ``"prompt"``, from which the losses make further
-            candidates.
+            candidates. With ``pack``, a row holds the query's tokens and then the instruction's, and ``"instruction_mask"``
+            (of the same shape) is 1 where the latter are.
 
         Raises:
             TypeError: An input is neither a string nor such a mapping; the message names its position.
@@ -120,14 +140,55 @@ class InstructionTransformer(Transformer):
         query_rows, string_rows = _unpadded_rows(features), _unpadded_rows(string_features)
         rows = [(query_rows if is_instructed else string_rows).pop(0) for is_instructed in instructed]
         shared = {key: value for key, value in string_features.items() if key in ("modality", "prompt_length")}
-        assert self.tokenizer is not None
-        return {**self.tokenizer.pad(rows, return_tensors="pt"), **shared}
+        return {**self._pad(rows), **shared}
 
     def _preprocess_instructed(
         self, inputs: Sequence[Mapping[str, str | None]], prompt: str | None, **kwargs: Any
     ) -> dict[str, Any]:
         limit = kwargs.pop("max_length", None) or self.max_query_length or self.max_seq_length
         kwargs["max_length"] = limit
+        if self.pack:
+            features = self._preprocess_packed(inputs, prompt, **kwargs)
+        else:
+            features = self._preprocess_joined(inputs, prompt, limit, **kwargs)
+        features["instruction"] = [item.get("instruction") or "" for item in inputs]
+        features["query"] = [item["query"] for item in inputs]
+        if prompt is not None:
+            features["prompt"] = prompt
+        return features
+
+    def _preprocess_packed(
+        self, inputs: Sequence[Mapping[str, str | None]], prompt: str | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Query and instruction tokenised apart, each within the limit, and put into one row."""
+        features = super().preprocess([item["query"] for item in inputs], prompt=prompt, **kwargs)
+        instructed = [row for row, item in enumerate(inputs) if (item.get("instruction") or "").strip()]
+        rows = [row | {"instruction_mask": [0] * len(row["input_ids"])} for row in _unpadded_rows(features)]
+        if instructed:
+            told = super().preprocess([inputs[row]["instruction"] for row in instructed], **kwargs)
+            for row, tokens in zip(instructed, _unpadded_rows(told)):
+                tokens["instruction_mask"] = [1] * len(tokens["input_ids"])
+                rows[row] = {key: values + tokens[key] for key, values in rows[row].items()}
+        return {**features, **self._pad(rows)}
+
+    def _pad(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """Rows of tokens as tensors, on the tokenizer's side padded to the longest."""
+        tokenizer = self.tokenizer
+        assert tokenizer is not None
+        fill = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id}
+        return {
+            key: pad_sequence(
+                [torch.tensor(row.get(key, [0] * len(row["input_ids"]))) for row in rows],
+                batch_first=True,
+                padding_value=fill.get(key, 0),
+                padding_side=tokenizer.padding_side,
+            )
+            for key in dict.fromkeys(key for row in rows for key in row)
+        }
+
+    def _preprocess_joined(
+        self, inputs: Sequence[Mapping[str, str | None]], prompt: str | None, limit: int | None, **kwargs: Any
+    ) -> dict[str, Any]:
         texts = [self.join(item.get("instruction"), item["query"]) for item in inputs]  # type: ignore[arg-type]
         features = super().preprocess(texts, prompt=prompt, **kwargs)
         if "attention_mask" in features and limit is not None:
@@ -141,10 +202,6 @@ class InstructionTransformer(Transformer):
                 )
                 texts = [shortened.get(row, text) for row, text in enumerate(texts)]
                 features = super().preprocess(texts, prompt=prompt, **kwargs)
-        features["instruction"] = [item.get("instruction") or "" for item in inputs]
-        features["query"] = [item["query"] for item in inputs]
-        if prompt is not None:
-            features["prompt"] = prompt
         return features
 
     def _shorten(self, item: Mapping[str, str | None], prompt: str | None, limit: int) -> str:
@@ -171,12 +228,42 @@ class InstructionTransformer(Transformer):
         """As ``Transformer.forward``; the texts that :meth:`preprocess` left for the losses are not the model's input."""
         if "query" in features:
             features = {key: value for key, value in features.items() if key not in ("instruction", "query", "prompt")}
-        return super().forward(features, **kwargs)
+        if "instruction_mask" not in features:
+            return super().forward(features, **kwargs)
+        return self._forward_packed(dict(features), **kwargs)
+
+    def _forward_packed(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Queries and instructions in one pass, apart.
+
+        ``token_embeddings`` and ``attention_mask`` are then the queries' (N rows), ``instruction_embeddings`` and
+        ``instruction_attention_mask`` those of the rows ``instruction_rows``.
+        """
+        tokens = features["attention_mask"] != 0
+        told = tokens & (features.pop("instruction_mask") != 0)
+        rows = told.any(dim=1).nonzero().flatten()
+        parts = torch.cat([tokens & ~told, told[rows]])  # which tokens of the packed rows are whose
+        source = torch.cat([torch.arange(len(tokens), device=rows.device), rows])
+        lengths = parts.sum(dim=1)
+        width = int(lengths.max())
+        order = torch.argsort(parts.int(), dim=1, descending=True, stable=True)[:, :width]
+        mask = (torch.arange(width, device=rows.device) < lengths[:, None]).to(features["attention_mask"].dtype)
+        apart = {key: value for key, value in features.items() if not isinstance(value, Tensor)}
+        for key in ("input_ids", "token_type_ids"):
+            if key in features:
+                apart[key] = features[key][source].gather(1, order)
+        encoded = super().forward({**apart, "attention_mask": mask}, **kwargs)
+        count = len(tokens)
+        embeddings = encoded["token_embeddings"]
+        features |= {"token_embeddings": embeddings[:count], "attention_mask": mask[:count]}
+        if len(rows):
+            features |= {"instruction_rows": rows, "instruction_embeddings": embeddings[count:]}
+            features["instruction_attention_mask"] = mask[count:]
+        return features
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """As ``Transformer.save``, and ``instruction_config.json`` with the template and length limit beside it."""
         super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
-        config = {"template": self.template, "max_query_length": self.max_query_length}
+        config = {"template": self.template, "max_query_length": self.max_query_length, "pack": self.pack}
         Path(output_path, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -212,7 +299,7 @@ def _check_instructed(position: int, item: Mapping[str, Any]) -> None:
 
 def _unpadded_rows(features: Mapping[str, Any]) -> list[dict[str, list[int]]]:
     """The rows of tokenised features, as the lists that ``tokenizer.pad`` takes."""
-    keys = [key for key in ("input_ids", "token_type_ids", "attention_mask") if key in features]
+    keys = [key for key in ("input_ids", "token_type_ids", "attention_mask", "instruction_mask") if key in features]
     masks = features["attention_mask"].bool()
     return [
         {key: features[key][row][mask].tolist() for key in keys}  # padding on either side falls away
@@ -225,6 +312,7 @@ def load_instruction_model(
     template: str | None = None,
     *,
     max_query_length: int | None = None,
+    interaction: str | None = None,
     **kwargs: Any,
 ) -> SentenceTransformer:
     """An instruction-aware SentenceTransformer from any SentenceTransformer; pooling and normalisation stay as they are.
@@ -235,6 +323,9 @@ def load_instruction_model(
         template: How instruction and query become one string. ``None``: the template saved with the model, else
             ``"{query} {instruction}"``.
         max_query_length: Token limit of instructed queries. ``None``: the saved one, else the model's ``max_seq_length``.
+        interaction: How instruction and query meet: ``"concatenation"`` (the template), or the attention ``"paper"`` or
+            ``"gated"`` of :class:`~sentence_transformers_inf.modules.InstructionQueryAttention` in the place of the pooling.
+            ``None``: as saved with the model, else ``"concatenation"``.
         **kwargs: For ``SentenceTransformer``, when ``model`` is an id or a folder (``device``, ``revision``, ...).
 
     Returns:
@@ -243,7 +334,8 @@ def load_instruction_model(
 
     Raises:
         OSError: No model at that path or id.
-        ValueError: The template lacks a field, or the model does not begin with a Transformer module.
+        ValueError: The template lacks a field, the model does not begin with a Transformer module, or, for attention, has no
+            pooling after it.
 
     Example:
         >>> model = load_instruction_model("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
@@ -254,6 +346,8 @@ def load_instruction_model(
         check_template(template)
     if max_query_length is not None and max_query_length < 1:
         raise ValueError(f"max_query_length must be positive, got {max_query_length}")
+    if interaction not in (None, "concatenation", *KINDS):
+        raise ValueError(f"unknown interaction {interaction!r}; there are concatenation, {', '.join(KINDS)}")
     saved: dict[str, Any] = {}
     if not isinstance(model, SentenceTransformer):
         name = str(model)
@@ -267,6 +361,9 @@ def load_instruction_model(
         path = load_file_path(name, CONFIG_FILE, **location)
         if path is not None:
             saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        if saved.get("pack") and interaction in (None, *KINDS):
+            modules = json.loads(Path(str(load_file_path(name, "modules.json", **location))).read_text(encoding="utf-8"))
+            model[1] = InstructionQueryAttention.load(name, subfolder=modules[1]["path"], **location).to(model.device)
     first = model[0]
     if isinstance(first, InstructionTransformer):
         saved = {"template": first.template, "max_query_length": first.max_query_length}
@@ -275,9 +372,17 @@ def load_instruction_model(
             f"the model begins with a {type(first).__name__} module; instructions can be joined to queries only in a "
             "model that begins with a Transformer"
         )
+    second = model[1] if len(model) > 1 else None
+    if interaction in KINDS and not (isinstance(second, InstructionQueryAttention) and second.kind == interaction):
+        if not isinstance(second, Pooling):
+            raise ValueError("attention takes the place of the pooling, and the model has none after its Transformer")
+        model[1] = InstructionQueryAttention(interaction, **second.get_config_dict()).to(model.device)
+    elif interaction == "concatenation" and isinstance(second, InstructionQueryAttention):
+        model[1] = Pooling(**second.get_config_dict())
     model[0] = InstructionTransformer.from_transformer(
         first,
         template=template or saved.get("template") or DEFAULT_TEMPLATE,
         max_query_length=max_query_length or saved.get("max_query_length"),
+        pack=isinstance(model[1], InstructionQueryAttention) if len(model) > 1 else False,
     )
     return model

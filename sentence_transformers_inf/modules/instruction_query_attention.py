@@ -1,0 +1,134 @@
+"""Let instruction and query meet in cross-attention (Zhuang et al. 2025, §4, "attention").
+
+Instruction and query are encoded apart by the same transformer, in one pass (see
+:class:`~sentence_transformers_inf.modules.InstructionTransformer` with ``pack=True``).
+:class:`InstructionQueryAttention` takes the place of the pooling: rows with an instruction are pooled with it, all others
+(passages, bare queries) as they always were.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor, nn
+
+CONFIG_FILE = "instruction_query_attention.json"
+
+KINDS = ("paper", "gated")
+"""How an instruction acts on its query; see :class:`InstructionQueryAttention`."""
+
+
+class InstructionQueryAttention(Pooling):
+    """Pooling of a query's tokens under an instruction; without one, the pooling that it takes the place of.
+
+    Args:
+        kind: ``"paper"``: with the instruction's tokens H_I (n×d) and the query's H_Q (m×d), the mean over the n rows of
+            softmax(H_I H_Qᵀ / √d) H_Q, the paper's form. It has no weights, and the query's own pooling is not in it.
+            ``"gated"``: the query's pooled embedding, plus a gate (d, zero at first) times the mean of the instruction's
+            tokens attending to the query's and of the query's attending to the instruction's (multi-head, learned): at first
+            the model is the base model.
+        heads: Attention heads of ``"gated"``; must divide d. ``None``: heads of 64, or one.
+        **pooling: Settings of Sentence Transformers' ``Pooling``.
+
+    Raises:
+        ValueError: An unknown kind, or ``heads`` does not divide d.
+    """
+
+    def __init__(self, kind: str, heads: int | None = None, **pooling: Any) -> None:
+        super().__init__(**pooling)
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of attention {kind!r}; there are {', '.join(KINDS)}")
+        self.kind = kind
+        size = self.get_embedding_dimension()
+        self.heads = heads or (size // 64 if size % 64 == 0 else 1)
+        if size % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide the embedding dimension {size}")
+        if kind == "gated":
+            self.instruction_to_query = nn.MultiheadAttention(size, self.heads, batch_first=True)
+            self.query_to_instruction = nn.MultiheadAttention(size, self.heads, batch_first=True)
+            self.gate = nn.Parameter(torch.zeros(size))
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Pool a batch of N rows into ``sentence_embedding`` (N×d).
+
+        Args:
+            features: ``token_embeddings`` (N×m×d) and ``attention_mask`` (N×m) of queries or passages, and, of the K rows
+                ``instruction_rows`` that have an instruction, ``instruction_embeddings`` (K×n×d) and
+                ``instruction_attention_mask`` (K×n).
+            **kwargs: For the pooling.
+        """
+        features = super().forward(features, **kwargs)
+        if "instruction_rows" not in features:
+            return features
+        rows = features["instruction_rows"]
+        pooled = features["sentence_embedding"]
+        combined = self.combine(
+            pooled[rows],
+            features["token_embeddings"][rows],
+            features["attention_mask"][rows],
+            features["instruction_embeddings"],
+            features["instruction_attention_mask"],
+        )
+        features["sentence_embedding"] = pooled.index_copy(0, rows, combined.to(pooled.dtype))
+        return features
+
+    def combine(self, pooled: Tensor, query: Tensor, query_mask: Tensor, instruction: Tensor, mask: Tensor) -> Tensor:
+        """The embeddings (K×d) of K queries under their instructions.
+
+        Args:
+            pooled: K×d, the queries' pooled embeddings.
+            query: K×m×d, their token embeddings.
+            query_mask: K×m, 1 where there is a token.
+            instruction: K×n×d, the instructions' token embeddings.
+            mask: K×n.
+        """
+        if self.kind == "paper":
+            scores = instruction @ query.transpose(1, 2) / math.sqrt(query.shape[-1])
+            scores = scores.masked_fill(query_mask[:, None] == 0, -torch.inf)
+            return _masked_mean(scores.softmax(dim=-1) @ query, mask)
+        read, _ = self.instruction_to_query(instruction, query, query, key_padding_mask=query_mask == 0, need_weights=False)
+        told, _ = self.query_to_instruction(query, instruction, instruction, key_padding_mask=mask == 0, need_weights=False)
+        return pooled + self.gate * (_masked_mean(read, mask) + _masked_mean(told, query_mask))
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """As ``Pooling.save``, and beside it the kind and, of ``"gated"``, the weights."""
+        super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
+        settings = {"kind": self.kind, "heads": self.heads}
+        Path(output_path, CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if self.kind == "gated":
+            self.save_torch_weights(output_path, safe_serialization=True)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> InstructionQueryAttention:  # type: ignore[override]
+        """Load what :meth:`save` wrote, from a folder or the Hub."""
+        names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
+        place = {name: kwargs[name] for name in names if name in kwargs}
+        settings = cls.load_config(model_name_or_path, config_filename=CONFIG_FILE, **place)
+        module = cls(**settings, **cls.load_config(model_name_or_path, **place))
+        if module.kind == "gated":
+            cls.load_torch_weights(model_name_or_path, model=module, **place)
+        return module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (), self.__dict__
+
+
+def _empty() -> InstructionQueryAttention:
+    return InstructionQueryAttention.__new__(InstructionQueryAttention)
+
+
+# Saved under its parent's name, as InstructionTransformer is: a machine without this package loads the folder with ordinary
+# pooling, which is what passages and bare queries have here.
+InstructionQueryAttention.__module__ = Pooling.__module__
+InstructionQueryAttention.__name__ = Pooling.__name__
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the second axis of K×n×d values where the mask (K×n) is not 0."""
+    weights = (mask != 0).to(values.dtype)[..., None]
+    return (values * weights).sum(dim=1) / weights.sum(dim=1)

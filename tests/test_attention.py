@@ -1,0 +1,158 @@
+"""Instruction and query meet in cross-attention: the formula, the masks, and the whole way from training to loading."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+
+from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
+from sentence_transformers_inf.modules import InstructionQueryAttention
+from sentence_transformers_inf.training import train
+
+PAIRS = [
+    {"instruction": "For young children, in simple words.", "query": "why is the sky blue"},
+    {"instruction": "Brief.", "query": "income tax rates for people who moved abroad during the year"},
+    {"instruction": "Only from peer-reviewed journals published after 2015, please.", "query": "vaccines"},
+]
+INPUT = st.one_of(
+    st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=40),
+    st.fixed_dictionaries(
+        {"query": st.text("abc xyz", max_size=30), "instruction": st.one_of(st.none(), st.text("mno pqr", max_size=60))}
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def plain(base):
+    return SentenceTransformer(base).eval()
+
+
+@pytest.fixture(scope="module", params=["paper", "gated"])
+def attending(request, base):
+    """A model of each kind; the gate is open, so that what goes through it counts."""
+    torch.manual_seed(0)
+    model = load_instruction_model(base, interaction=request.param).eval()
+    if request.param == "gated":
+        torch.nn.init.normal_(model[1].gate)
+    return model
+
+
+def tokens(model, text):
+    """The token embeddings of one text, L×d."""
+    features = model[0](model.preprocess([text]))
+    return features["token_embeddings"][0]
+
+
+def test_the_paper_s_kind_is_the_formula(base, plain):
+    model = load_instruction_model(base, interaction="paper").eval()
+    found = model.encode_query(PAIRS, convert_to_tensor=True)
+    for pair, embedding in zip(PAIRS, found):
+        with torch.no_grad():
+            instruction, query = tokens(plain, pair["instruction"]), tokens(plain, pair["query"])
+        expected = torch.zeros(query.shape[1])
+        for row in instruction:
+            weights = [math.exp(float(row @ other) / math.sqrt(len(row))) for other in query]
+            for weight, other in zip(weights, query):
+                expected += weight / sum(weights) * other / len(instruction)
+        assert torch.allclose(embedding, expected / expected.norm(), atol=1e-5)
+
+
+def test_a_closed_gate_is_the_base_model(base, plain):
+    model = load_instruction_model(base, interaction="gated").eval()
+    for pair in PAIRS:
+        assert np.allclose(model.encode_query([pair]), plain.encode([pair["query"]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("instruction", ["", "  \n", None])
+def test_without_an_instruction_it_is_the_base_model_exactly(attending, plain, instruction):
+    query = PAIRS[1]["query"]
+    expected = plain.encode([query])
+    assert np.array_equal(attending.encode_query([{"instruction": instruction, "query": query}]), expected)
+    assert np.array_equal(attending.encode_query([{"query": query}]), expected)
+    assert np.array_equal(attending.encode_document([query]), expected)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(INPUT, min_size=1, max_size=5))
+def test_neither_padding_nor_other_rows_change_an_embedding(attending, inputs):
+    together = attending.encode(inputs)
+    alone = np.concatenate([attending.encode([item]) for item in inputs])
+    assert np.allclose(together, alone, atol=1e-5)
+
+
+def test_the_side_of_the_padding_does_not_matter(attending):
+    expected = attending.encode(PAIRS)
+    attending.tokenizer.padding_side = "left"
+    try:
+        assert np.allclose(attending.encode(PAIRS), expected, atol=1e-5)
+    finally:
+        attending.tokenizer.padding_side = "right"
+
+
+def test_an_attending_model_saves_and_loads(attending, plain, tmp_path):
+    attending.save_pretrained(str(tmp_path), create_model_card=False)
+    expected = attending.encode([*PAIRS, "a passage"])
+    loaded = load_instruction_model(tmp_path)
+    assert isinstance(loaded[1], InstructionQueryAttention)
+    assert np.array_equal(loaded.encode([*PAIRS, "a passage"]), expected)
+    assert np.array_equal(copy.deepcopy(loaded).encode(PAIRS), expected[:3])
+    # Without this package: ordinary pooling, which is what passages and bare queries have.
+    assert np.array_equal(SentenceTransformer(str(tmp_path)).encode(["a passage"]), plain.encode(["a passage"]))
+    joined = load_instruction_model(tmp_path, interaction="concatenation")
+    assert np.array_equal(joined.encode(PAIRS[:1]), plain.encode([f"{PAIRS[0]['query']} {PAIRS[0]['instruction']}"]))
+
+
+def gradients(model, loss, features):
+    model.zero_grad()
+    value = loss([dict(column) for column in features])
+    value.backward()
+    return value.item(), {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def test_the_losses_agree_and_reach_every_weight(attending, few_records):
+    model = copy.deepcopy(attending).double()
+    rows = training_dataset(few_records.select(range(2)))
+    features = [model.preprocess(rows[column]) for column in rows.column_names]
+    options = {"objective": "multi_P_I", "sampled_instructions": 1, "plain_weight": 0.5}
+    whole, expected = gradients(model, InstructionContrastiveLoss(model, max_tokens_per_chunk=10**6, **options), features)
+    for loss in (
+        InstructionContrastiveLoss(model, max_tokens_per_chunk=200, **options),
+        CachedInstructionContrastiveLoss(model, mini_batch_size=5, **options),
+    ):
+        value, found = gradients(model, loss, features)
+        assert value == pytest.approx(whole, abs=1e-9)
+        assert found.keys() == expected.keys()
+        assert all(torch.allclose(found[name], expected[name], atol=1e-9) for name in expected)
+    if attending[1].kind == "gated":
+        assert float(expected["1.gate"].abs().min()) > 0
+        assert float(expected["1.query_to_instruction.in_proj_weight"].abs().max()) > 0
+
+
+@pytest.mark.parametrize("kind", ["paper", "gated"])
+def test_training_keeps_the_attention(kind, base, tmp_path):
+    (tmp_path / "data").mkdir()
+    load_records("mini", "train").select(range(8)).to_json(tmp_path / "data" / "train.jsonl")
+    load_records("mini", "validation").select(range(4)).to_json(tmp_path / "data" / "validation.jsonl")
+    options = {"interaction": kind, "batch_size": 4, "epochs": 1, "show_progress": False, "warmup": 0.0}
+    trained = train(tmp_path / "data", output=tmp_path / "model", **options)
+    loaded = load_instruction_model(tmp_path / "model")
+    assert np.allclose(loaded.encode(PAIRS), trained.eval().encode(PAIRS), atol=1e-6)
+    assert loaded[1].kind == kind
+    if kind == "gated":
+        assert float(loaded[1].gate.detach().abs().max()) > 0
+    assert f"cross-attention (`{kind}`)" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_attend_is_refused(base, plain):
+    with pytest.raises(ValueError, match="unknown interaction 'gate'"):
+        load_instruction_model(base, interaction="gate")
+    with pytest.raises(ValueError, match="has none after its Transformer"):
+        load_instruction_model(SentenceTransformer(modules=[plain[0]]), interaction="paper")
+    with pytest.raises(ValueError, match="5 heads do not divide"):
+        InstructionQueryAttention("gated", heads=5, **plain[1].get_config_dict())
