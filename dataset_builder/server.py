@@ -19,6 +19,8 @@ def local_server(gguf: str, slots: int = 2) -> Iterator[str]:
         gguf: A file, or ``USER/REPO/FILE.gguf`` on the Hub.
         slots: Questions answered at a time.
 
+    The server takes as many threads as the environment variable ``OMP_NUM_THREADS`` says, else one for each core.
+
     Yields:
         The server's base URL; it answers already.
 
@@ -37,7 +39,7 @@ def local_server(gguf: str, slots: int = 2) -> Iterator[str]:
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.n_parallel = slots
-    parameters.cpuparams.n_threads = os.cpu_count() or 1
+    parameters.cpuparams.n_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     parameters.n_ctx = CONTEXT_TOKENS * slots
     parameters.warmup = False
     parameters.verbosity = 0

@@ -100,7 +100,9 @@ def push_model(folder: str | Path, repo: str, *, public: bool = False, revision:
         ValueError: Its run is not finished, or it holds pickled weights.
         HubError: The Hub refuses.
     """
-    from sentence_transformers_inf.model_card import RECIPE_FILE, RESULTS_FILE, model_card  # imports PyTorch
+    # These import PyTorch, which publishing data does without.
+    from sentence_transformers_inf.model_card import RECIPE_FILE, RESULTS_FILE, model_card
+    from sentence_transformers_inf.modules import load_instruction_model
 
     folder = Path(folder)
     if not (folder / "modules.json").is_file():
@@ -111,9 +113,10 @@ def push_model(folder: str | Path, repo: str, *, public: bool = False, revision:
     if pickled := [path for pattern in _PICKLES for path in folder.rglob(pattern) if "checkpoints" not in path.parts]:
         raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
     path = folder / "README.md"
-    own = model_card(folder)
-    edited = path.exists() and path.read_text(encoding="utf-8").strip() != own.content.strip()
-    card = path.read_text(encoding="utf-8") if edited else model_card(folder, repo).content
+    model = load_instruction_model(folder)
+    card = model_card(folder, repo, model).content
+    if path.exists() and path.read_text(encoding="utf-8").strip() != model_card(folder, None, model).content.strip():
+        card = path.read_text(encoding="utf-8")  # changed by hand
     url = claim_repo(repo, "model", public=public, revision=revision)
     api = HfApi()
     try:

@@ -95,6 +95,19 @@ def test_the_side_of_the_padding_does_not_matter(attending):
         attending.tokenizer.padding_side = "right"
 
 
+def test_what_a_batch_repeats_is_encoded_once(attending):
+    seen = []
+    handle = attending[0].model.embeddings.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    queries = [{"instruction": PAIRS[2]["instruction"], "query": f"vaccine {number}"} for number in range(6)]
+    try:
+        together = attending.encode([*queries, queries[0]])
+    finally:
+        handle.remove()
+    assert seen == [7]  # six queries and one instruction
+    assert np.allclose(together[:6], np.concatenate([attending.encode([query]) for query in queries]), atol=1e-5)
+    assert np.array_equal(together[0], together[6])
+
+
 def test_an_attending_model_saves_and_loads(attending, plain, tmp_path):
     attending.save_pretrained(str(tmp_path), create_model_card=False)
     expected = attending.encode([*PAIRS, "a passage"])

@@ -32,9 +32,8 @@ def test_the_card_s_snippet_runs_as_printed(tmp_path, base):
     from sentence_transformers_inf import load_instruction_model
     from sentence_transformers_inf.model_card import write_model_card
 
-    model = load_instruction_model(base)
-    model.save_pretrained(str(tmp_path / "my-model"), create_model_card=False)
-    path = write_model_card(tmp_path / "my-model", model, settings={"base": "sentence-transformers/all-MiniLM-L6-v2"})
+    load_instruction_model(base).save_pretrained(str(tmp_path / "my-model"), create_model_card=False)
+    path = write_model_card(tmp_path / "my-model")
     snippet = re.search(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL).group(1)
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -29,9 +29,9 @@ class InstructionQueryAttention(Pooling):
     Args:
         kind: ``"paper"``: with the instruction's tokens H_I (n×d) and the query's H_Q (m×d), the mean over the n rows of
             softmax(H_I H_Qᵀ / √d) H_Q, the paper's form. It has no weights, and the query's own pooling is not in it.
-            ``"gated"``: the query's pooled embedding, plus a gate (d, zero at first) times the mean of the instruction's
-            tokens attending to the query's and of the query's attending to the instruction's (multi-head, learned): at first
-            the model is the base model.
+            ``"gated"``: the query's pooled embedding, plus √d times a gate (d, zero at first) times the mean of the
+            instruction's tokens attending to the query's and of the query's attending to the instruction's (multi-head,
+            learned): at first the model is the base model.
         heads: Attention heads of ``"gated"``; must divide d. ``None``: heads of 64, or one.
         **pooling: Settings of Sentence Transformers' ``Pooling``.
 
@@ -93,7 +93,10 @@ class InstructionQueryAttention(Pooling):
             return _masked_mean(scores.softmax(dim=-1) @ query, mask)
         read, _ = self.instruction_to_query(instruction, query, query, key_padding_mask=query_mask == 0, need_weights=False)
         told, _ = self.query_to_instruction(query, instruction, instruction, key_padding_mask=mask == 0, need_weights=False)
-        return pooled + self.gate * (_masked_mean(read, mask) + _masked_mean(told, query_mask))
+        # Adam moves every weight by about the learning rate, and a row of d of them its output by some √d times as much: the
+        # factor lets the gate keep up.
+        gate = math.sqrt(len(self.gate)) * self.gate
+        return pooled + gate * (_masked_mean(read, mask) + _masked_mean(told, query_mask))
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """As ``Pooling.save``, and beside it the kind and, of ``"gated"``, the weights."""

@@ -247,13 +247,17 @@ class InstructionTransformer(Transformer):
         width = int(lengths.max())
         order = torch.argsort(parts.int(), dim=1, descending=True, stable=True)[:, :width]
         mask = (torch.arange(width, device=rows.device) < lengths[:, None]).to(features["attention_mask"].dtype)
+        # A batch repeats queries and, above all, instructions: each is encoded once.
+        texts = features["input_ids"][source].gather(1, order).masked_fill(mask == 0, -1)
+        distinct, which = torch.unique(texts, dim=0, return_inverse=True)
+        places = torch.arange(len(texts), device=rows.device)
+        first = places.new_full((len(distinct),), len(texts)).scatter_reduce(0, which, places, "amin")
         apart = {key: value for key, value in features.items() if not isinstance(value, Tensor)}
         for key in ("input_ids", "token_type_ids"):
             if key in features:
-                apart[key] = features[key][source].gather(1, order)
-        encoded = super().forward({**apart, "attention_mask": mask}, **kwargs)
+                apart[key] = features[key][source].gather(1, order)[first]
+        embeddings = super().forward({**apart, "attention_mask": mask[first]}, **kwargs)["token_embeddings"][which]
         count = len(tokens)
-        embeddings = encoded["token_embeddings"]
         features |= {"token_embeddings": embeddings[:count], "attention_mask": mask[:count]}
         if len(rows):
             features |= {"instruction_rows": rows, "instruction_embeddings": embeddings[count:]}
