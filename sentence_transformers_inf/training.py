@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -141,6 +140,7 @@ def train(
     fingerprint |= {"base": BUNDLED_BASE if base is None else str(base)}
     fingerprint |= {"records": len(records), "records_sha256": _hash_records(records)}
     checkpoints = output / "checkpoints"
+    licence = _license(base)
 
     set_seed(seed)
     model = load_instruction_model(bundled_base() if base is None else base, template, interaction=interaction)
@@ -207,7 +207,7 @@ def train(
     if trainer.is_world_process_zero():
         model.eval()
         model.save_pretrained(str(output), create_model_card=False)
-        finished = {**fingerprint, "license": _license(base), "data_on_hub": is_on_hub(data)}
+        finished = {**fingerprint, "license": licence, "data_on_hub": is_on_hub(data)}
         finished |= {"base_on_hub": base is None or not Path(base).exists(), "data_revision": records_revision}
         if resumed_from is None:  # else these are only the minutes since the interruption
             finished |= {"minutes": round(minutes, 1), "hardware": _hardware()}
@@ -327,10 +327,9 @@ def _license(base: str | Path | None) -> str | None:
     if base is None:
         return "apache-2.0"  # all-MiniLM-L6-v2
     try:
-        card = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else str(base))
-    except (OSError, ValueError, HfHubHTTPError):
+        return ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else str(base)).data.license
+    except Exception:  # whatever is wrong with somebody else's card, it states no licence
         return None
-    return card.data.license
 
 
 def _hardware() -> str:

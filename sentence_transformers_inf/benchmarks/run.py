@@ -73,6 +73,7 @@ def run_benchmark(
     """
     suite = get_suite(benchmark, tasks)
     cache = ResultCache(Path(output))
+    _drop_half_written(Path(output), say)
     rows = []
     for name in models:
         model = load_instruction_model(name)
@@ -103,6 +104,16 @@ def read_results(model: str, folder: str | Path) -> list[Row]:
         result = TaskResult.from_disk(path)
         rows += _rows(model, not bare, find_task(result.task_name), result)
     return rows
+
+
+def _drop_half_written(folder: Path, say: Callable[[str], None]) -> None:
+    """Remove results that a run was writing when it was killed: MTEB would stumble over them."""
+    for path in folder.glob("results/**/*.json"):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            say(f"{path} was not written to its end: its task is run again")
+            path.unlink()
 
 
 def _rows(model: str, instructed: bool, task: AbsTask, result: Any) -> list[Row]:
