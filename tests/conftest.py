@@ -2,8 +2,8 @@ import os
 
 # Nothing here loads from the Hub; set before any library reads it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# A thread for each core, or one where a test process has only one core (pytest -n); for what tests start as well. Set, and not
-# only by default: the processes of pytest -n inherit what their parent set.
+# A thread for each core, or one where a test process has only one core (pytest -n), for what tests start as well. Set, and
+# not only by default: the processes of pytest -n inherit what their parent set.
 os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 
 import datasets
