@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -112,11 +113,13 @@ def push_model(folder: str | Path, repo: str, *, public: bool = False, revision:
         raise ValueError(f"{folder}: the training is not finished; give the same train command again")
     if pickled := [path for pattern in _PICKLES for path in folder.rglob(pattern) if "checkpoints" not in path.parts]:
         raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
-    path = folder / "README.md"
     model = load_instruction_model(folder)
     card = model_card(folder, repo, model).content
-    if path.exists() and path.read_text(encoding="utf-8").strip() != model_card(folder, None, model).content.strip():
-        card = path.read_text(encoding="utf-8")  # changed by hand
+    if (path := folder / "README.md").exists():
+        text = path.read_text(encoding="utf-8")
+        title = re.search(r"^# (.+)$", text, flags=re.MULTILINE)  # the folder may have had another name
+        if title is None or text.strip() != model_card(folder, title[1], model).content.strip():
+            card = text  # changed by hand
     url = claim_repo(repo, "model", public=public, revision=revision)
     api = HfApi()
     try:

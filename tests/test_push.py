@@ -1,6 +1,7 @@
 """A checkpoint and its card go to the Hub and come back, in processes of their own, against a small Hub server."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -103,9 +104,14 @@ def test_the_pushed_card_parses_and_its_snippet_runs(hub, trained, tmp_path):
 
 
 def test_pushing_again_changes_nothing(hub, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "renamed")
     commits = [line for line in hub.requests() if "/commit/" in line]
-    done, printed = hub.commands(tmp_path / "hf", ["inf-embed", "push", trained, "--repo", REPO])
-    assert done[0][0] == 0, printed[-3000:]
+    done, printed = hub.commands(
+        tmp_path / "hf",
+        ["inf-embed", "push", trained, "--repo", REPO],
+        ["inf-embed", "push", tmp_path / "renamed", "--repo", REPO],
+    )
+    assert [status for status, _ in done] == [0, 0], printed[-3000:]
     assert [line for line in hub.requests() if "/commit/" in line] == commits
 
 
