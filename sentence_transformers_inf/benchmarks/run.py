@@ -95,10 +95,10 @@ def read_results(model: str, folder: str | Path) -> list[Row]:
         folder: The output folder.
     """
     rows: list[Row] = []
-    cache = ResultCache(Path(folder))
+    cache, revision = ResultCache(Path(folder)), folder_revision(model)
     for path in sorted(cache.get_cache_paths([result_name(model)], include_remote=False, load_experiments="match_name")):
         meta = json.loads((path.parent / "model_meta.json").read_text(encoding="utf-8"))
-        if meta["revision"] != folder_revision(model):
+        if meta["revision"] != revision:
             continue
         bare = bool((meta.get("experiment_kwargs") or {}).get("no_instruction"))
         result = TaskResult.from_disk(path)

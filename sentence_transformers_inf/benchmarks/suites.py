@@ -74,8 +74,9 @@ def find_task(name: str) -> AbsTask:
     Raises:
         KeyError: No such task.
     """
-    ours = [MiniInstructionRetrieval(), *(mair_task(task) for task in MAIR_TASKS)]
-    return next((task for task in ours if task.metadata.name == name), None) or mteb.get_task(name)
+    if name == MiniInstructionRetrieval.metadata.name:
+        return MiniInstructionRetrieval()
+    return mair_task(name.removeprefix("MAIR-")) if name.startswith("MAIR-") else mteb.get_task(name)
 
 
 class MiniInstructionRetrieval(AbsTaskRetrieval):
