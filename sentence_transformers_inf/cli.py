@@ -61,13 +61,33 @@ def train(
     interaction: Annotated[
         Optional[str], typer.Option(help="How instruction and query meet: concatenation (the template), paper or gated.")
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the records.")] = 1.6,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2.5e-4,
+    update: Annotated[
+        str,
+        typer.Option(help="What is trained: both, or queries: an adapter for instructed queries, the base untouched."),
+    ] = "both",
+    separate_encoders: Annotated[
+        bool, typer.Option("--separate-encoders", help="An encoder for queries and another for passages.")
+    ] = False,
+    lora_r: Annotated[
+        Optional[int], typer.Option(help="Rank of a LoRA; 0: none. Default: 32 with --update queries, else 0.")
+    ] = None,
+    merge_base: Annotated[
+        bool, typer.Option("--merge-base", help="Save the base with the adapter, and LoRA merged into the weights.")
+    ] = False,
+    passage_embeddings: Annotated[
+        Optional[str],
+        typer.Option(help="With --update queries: the passages' vectors from elsewhere (.npy, .parquet or a Hub dataset)."),
+    ] = None,
+    epochs: Annotated[Optional[float], typer.Option(help="Passes over the records; default: by what is trained.")] = None,
+    learning_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate; default: likewise.")] = None,
     batch_size: Annotated[int, typer.Option(help="Records per step.")] = 16,
     mini_batch_size: Annotated[
         Optional[int], typer.Option(help="GradCache: texts encoded at a time, for batches larger than memory.")
     ] = None,
-    sampled_instructions: Annotated[int, typer.Option(help="Candidate instructions drawn from other records.")] = 1,
+    sampled_instructions: Annotated[
+        Optional[int],
+        typer.Option(help="Candidate instructions drawn from other records; default: 1; with attention, all."),
+    ] = None,
     plain_weight: Annotated[float, typer.Option(help="Weight of the bare queries, which keeps plain retrieval.")] = 0.75,
     anchor_weight: Annotated[
         float, typer.Option(help="Weight of keeping passages and bare queries where the base model puts them.")
@@ -79,6 +99,9 @@ def train(
     ] = 2,
     seed: Annotated[int, typer.Option(help="Of data order, candidates and dropout.")] = 42,
     bf16: Annotated[bool, typer.Option("--bf16", help="Encode in bfloat16.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory for more time.")
+    ] = False,
     max_records: Annotated[Optional[int], typer.Option(help="Train on the first so many records only.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
     push_to_hub: Annotated[Optional[str], typer.Option(help="Push the model to this repository, user/name.")] = None,
@@ -97,6 +120,11 @@ def train(
         objective=objective,
         template=template,
         interaction=interaction,
+        update=update,
+        share_encoder=not separate_encoders,
+        lora_r=lora_r,
+        merge_base=merge_base,
+        passage_embeddings=passage_embeddings,
         epochs=epochs,
         learning_rate=learning_rate,
         batch_size=batch_size,
@@ -109,6 +137,7 @@ def train(
         frozen_layers=frozen_layers,
         seed=seed,
         bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
         max_records=max_records,
         overwrite=overwrite,
     )
@@ -166,6 +195,9 @@ def evaluate(
     split: Annotated[Optional[str], typer.Option(help="Split of the data; default: test if there is one.")] = None,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the measurements to this file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
+    passage_embeddings: Annotated[
+        Optional[str], typer.Option(help="The passages' vectors from elsewhere, as for train.")
+    ] = None,
     benchmark: Annotated[
         Optional[str],
         typer.Option(help="Run MTEB instead: FollowIR, InstructIR, IFIR, mFollowIR, BRIGHT, MAIR, NanoBEIR or mini."),
@@ -188,7 +220,14 @@ def evaluate(
     if split is None and "test" in (splits := record_splits(data)) and len(splits) > 1:
         split = "test"
     records = load_records(data, split)
-    result = measure(load_instruction_model(model), records, batch_size, show_progress_bar=sys.stderr.isatty())
+    vectors = None
+    if passage_embeddings is not None:
+        from sentence_transformers_inf.passages import distinct_passages, passage_rows, read_passage_embeddings
+
+        texts = distinct_passages([load_records(data, name) for name in record_splits(data)])
+        vectors = read_passage_embeddings(passage_embeddings, texts)[passage_rows(records, texts).ravel()]
+    loaded = load_instruction_model(model)
+    result = measure(loaded, records, batch_size, show_progress_bar=sys.stderr.isatty(), passage_embeddings=vectors)
     means, per_type = result.means(), result.per_type()
     console.print(
         _metrics_table(f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records", means, per_type)
@@ -250,15 +289,20 @@ def search(
     corpus: Annotated[str, typer.Option(help="Passages: a .txt, .jsonl or .parquet file, or 'mini'.")],
     query: Annotated[str, typer.Option(help="What to search for.")],
     instruction: Annotated[Optional[str], typer.Option(help="What the passages should be like.")] = None,
+    index: Annotated[
+        Optional[Path],
+        typer.Option(help="The corpus's vectors, from the model or its base: .npy, .npz or a FAISS index."),
+    ] = None,
     top: Annotated[int, typer.Option(help="How many passages to show.", min=1)] = 5,
 ) -> None:
     """Search a corpus with and without an instruction, and mark the passages that it moved."""
     from sentence_transformers_inf.modules import load_instruction_model
-    from sentence_transformers_inf.search import read_passages
+    from sentence_transformers_inf.search import read_index, read_passages
     from sentence_transformers_inf.search import search as run
 
-    passages = read_passages(corpus)
-    hits = run(load_instruction_model(model), passages, query, instruction, top, show_progress=sys.stderr.isatty())
+    texts, loaded = read_passages(corpus), load_instruction_model(model)
+    vectors = None if index is None else read_index(index, len(texts), int(loaded.get_embedding_dimension() or 0))
+    hits = run(loaded, texts, query, instruction, top, vectors, show_progress=sys.stderr.isatty())
     table = Table(title=f"{query}\n{instruction or '(no instruction)'}", title_justify="left")
     table.add_column("rank", justify="right")
     if instruction:
@@ -272,6 +316,21 @@ def search(
         ranks = [str(hit.rank), str(hit.plain_rank), mark] if instruction else [str(hit.rank)]
         table.add_row(*ranks, f"{hit.score:.3f}", _plain(hit.passage, 240), end_section=hit.rank == top)
     console.print(table)
+
+
+@app.command()
+def passages(
+    output: Annotated[Path, typer.Option(help="File for the passages, .jsonl.")],
+    data: DataOption = "mini",
+) -> None:
+    """List the distinct passages of a corpus, for embeddings from elsewhere (train --passage-embeddings)."""
+    from sentence_transformers_inf.passages import distinct_passages
+    from sentence_transformers_inf.records import load_records, record_splits
+
+    texts = distinct_passages([load_records(data, split) for split in record_splits(data)])
+    with output.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    console.print(f"{len(texts)} passages are in {output}; embed them in this order.", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -17,7 +17,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf.evaluation import METRICS
-from sentence_transformers_inf.modules import InstructionQueryAttention, InstructionTransformer, load_instruction_model
+from sentence_transformers_inf.modules import (
+    InstructionQueryAttention,
+    InstructionRouter,
+    InstructionTransformer,
+    encoder_of,
+    load_instruction_model,
+)
+from sentence_transformers_inf.modules.adapter import ADAPTER_FILE
 
 RECIPE_FILE = "recipe.json"
 """The settings of a run, in its output folder; ``"finished": true`` once the model is saved beside it."""
@@ -72,8 +79,13 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
     """
     folder = Path(folder)
     model = load_instruction_model(folder) if model is None else model
-    first, second = model[0], model[1] if len(model) > 1 else None
+    encoder = encoder_of(model)
+    first, second = encoder[0], encoder[1] if len(encoder) > 1 else None
     assert isinstance(first, InstructionTransformer)
+    adapter = _read(folder / ADAPTER_FILE)
+    if adapter:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
+        adapter["mib"] = size / 2**20
     name = folder.resolve().name if name is None else name
     recipe, results = (_read(folder / file) for file in (RECIPE_FILE, RESULTS_FILE))
     records, benchmarks = results.get("records", []), results.get("benchmarks", [])
@@ -96,6 +108,8 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
         base=base,
         data=data,
         instruction_template=first.template,
+        adapter=adapter,
+        routes=None if adapter or not isinstance(model[0], InstructionRouter) else model[0].instructed_route,
         attention=second.kind if isinstance(second, InstructionQueryAttention) else None,
         max_query_length=first.max_query_length or first.max_seq_length,
         max_passage_length=first.max_seq_length,

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from datasets import load_dataset
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records
 
 TEXT_COLUMNS = ("text", "passage", "document")
+
+DEPTH = 1000
+"""So far down ranks are counted."""
+
+_ROWS_AT_A_TIME = 65_536
 
 
 @dataclass(frozen=True)
@@ -63,12 +72,77 @@ def read_passages(source: str | Path) -> list[str]:
     return passages
 
 
+def read_index(path: str | Path, size: int, dimension: int) -> Any:
+    """The vectors of an existing index, for :func:`search`.
+
+    Args:
+        path: ``.npy`` (N×d, memory-mapped), ``.npz`` (its first array), or a FAISS index as ``faiss.write_index`` and the
+            ``save_faiss_index`` of ``datasets`` write it.
+        size: N, the passages that it should hold.
+        dimension: d.
+
+    Returns:
+        An array, or a ``faiss.Index``.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ImportError: FAISS is not installed.
+        ValueError: It cannot be read, or is of another size or dimension.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such index")
+    if path.suffix in (".npy", ".npz"):
+        loaded = np.load(path, mmap_mode="r")
+        index = loaded[loaded.files[0]] if path.suffix == ".npz" else loaded
+        shape = index.shape
+    else:
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError(f"{path}: reading a FAISS index needs FAISS: pip install faiss-cpu") from error
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path}: expected a .npy or .npz file or a FAISS index: {error}") from error
+        shape = (index.ntotal, index.d)
+    if shape != (size, dimension):
+        raise ValueError(
+            f"{path}: expected an index of {size} passages in {dimension} dimensions, its shape is {tuple(shape)}; was it "
+            "made from this corpus by this model's base?"
+        )
+    return index
+
+
+def nearest(
+    model: SentenceTransformer, index: Any, queries: NDArray[np.float32], depth: int
+) -> list[list[tuple[int, float]]]:
+    """The ``depth`` nearest rows of an index to each query (Q×d), the nearest first, each with its score.
+
+    Args:
+        model: Whose similarity counts; a FAISS index has its own.
+        index: From :func:`read_index`.
+        queries: Q×d.
+        depth: How many.
+    """
+    if not isinstance(index, np.ndarray):
+        scores, rows = index.search(queries, depth)
+        return [list(zip(*both)) for both in zip(rows.tolist(), scores.tolist())]
+    found: list[list[tuple[int, float]]] = [[] for _ in queries]
+    for start in range(0, len(index), _ROWS_AT_A_TIME):
+        block = torch.from_numpy(np.array(index[start : start + _ROWS_AT_A_TIME], dtype=np.float32))
+        for best, similarities in zip(found, model.similarity(torch.from_numpy(queries), block)):
+            best.extend(zip(range(start, start + len(block)), similarities.tolist()))
+    return [sorted(best, key=lambda hit: -hit[1])[:depth] for best in found]
+
+
 def search(
     model: SentenceTransformer,
     passages: list[str],
     query: str,
     instruction: str | None = None,
     top: int = 5,
+    index: Any = None,
     show_progress: bool = False,
 ) -> list[Hit]:
     """Rank passages for a query under an instruction.
@@ -79,18 +153,25 @@ def search(
         query: The query.
         instruction: What the passages should be like; ``None`` or blank: plain search.
         top: How many passages.
+        index: The passages' vectors, from :func:`read_index`; ``None``: the model encodes the passages.
         show_progress: Show the encoding.
 
     Returns:
-        The first ``top`` passages under the instruction and those that it pushed out of the first ``top``, by rank.
+        The first ``top`` passages under the instruction and those that it pushed out of the first ``top``, by rank. Ranks
+        are counted to :data:`DEPTH`; what is further down has the next number.
     """
     if not query.strip():
         raise ValueError("the query is empty")
-    corpus = model.encode_document(passages, convert_to_tensor=True, show_progress_bar=show_progress)
+    if index is None:
+        index = np.asarray(model.encode_document(passages, show_progress_bar=show_progress))
     pairs = [{"instruction": instruction or "", "query": query}, {"instruction": "", "query": query}]
-    scores = model.similarity(model.encode_query(pairs, convert_to_tensor=True), corpus)
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    ranks = order.argsort(dim=1) + 1
-    shown = dict.fromkeys([*order[0, :top].tolist(), *order[1, :top].tolist()])
-    hits = [Hit(passages[i], float(scores[0, i]), int(ranks[0, i]), int(ranks[1, i])) for i in shown]
+    depth = min(DEPTH, len(passages))
+    told, plain = nearest(model, index, np.asarray(model.encode_query(pairs)), depth)
+    ranks, scores = {row: rank for rank, (row, _) in enumerate(told, start=1)}, dict(told)
+    plain_ranks = {row: rank for rank, (row, _) in enumerate(plain, start=1)}
+    shown = dict.fromkeys(row for row, _ in [*told[:top], *plain[:top]])
+    hits = [
+        Hit(passages[row], scores.get(row, float("nan")), ranks.get(row, depth + 1), plain_ranks.get(row, depth + 1))
+        for row in shown
+    ]
     return sorted(hits, key=lambda hit: hit.rank)

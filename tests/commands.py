@@ -5,8 +5,22 @@ Importing the libraries takes ten seconds, so tests that need many commands shar
 """
 
 import json
+import re
+import subprocess
 import sys
 import traceback
+from pathlib import Path
+
+
+def run_commands(environment, *commands, cwd=None):
+    """Run commands in one process: (status, stderr) of each, and all that was printed."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).resolve()], input=json.dumps([list(map(str, words)) for words in commands]),
+        capture_output=True, text=True, timeout=400, env=environment, cwd=cwd,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    parts = re.split(r"^EXIT (\d) .*$", done.stderr, flags=re.M)
+    return [(int(status), err) for err, status in zip(parts[::2], parts[1::2], strict=False)], done.stdout + done.stderr
 
 
 def main() -> None:

@@ -9,9 +9,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
-from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
+from sentence_transformers_inf.losses import (
+    CachedInstructionContrastiveLoss,
+    InstructionContrastiveLoss,
+    instruction_contrastive_loss,
+)
 from sentence_transformers_inf.modules import InstructionQueryAttention
 from sentence_transformers_inf.training import train
 
@@ -144,7 +149,7 @@ def test_the_losses_agree_and_reach_every_weight(attending, few_records):
         assert all(torch.allclose(found[name], expected[name], atol=1e-9) for name in expected)
     if attending[1].kind == "gated":
         assert float(expected["1.gate"].abs().min()) > 0
-        assert float(expected["1.query_to_instruction.in_proj_weight"].abs().max()) > 0
+        assert float(expected["1.query_to_instruction.query.weight"].abs().max()) > 0
 
 
 @pytest.mark.parametrize("kind", ["paper", "gated"])
@@ -169,3 +174,68 @@ def test_what_cannot_attend_is_refused(base, plain):
         load_instruction_model(SentenceTransformer(modules=[plain[0]]), interaction="paper")
     with pytest.raises(ValueError, match="5 heads do not divide"):
         InstructionQueryAttention("gated", heads=5, **plain[1].get_config_dict())
+
+
+@pytest.mark.parametrize("objective", ["multi_P_I", "uni_P_I_IQ"])
+def test_every_instruction_of_the_batch_is_a_candidate(attending, few_records, objective):
+    """The same loss as if every pair of a query and an instruction of the batch had been encoded."""
+    model, records = attending, few_records.select(range(3))
+    rows = training_dataset(records)
+    pairs = [pair for record in zip(*(rows[column] for column in rows.column_names[:3])) for pair in record]
+    passages = [passage for record in zip(*(rows[column] for column in rows.column_names[3:])) for passage in record]
+    instructions = list(dict.fromkeys(pair["instruction"] for pair in pairs))
+    grid = [[{"instruction": told, "query": pair["query"]} for told in instructions] for pair in pairs]
+    known = [(pair["instruction"], pair["query"]) for pair in pairs]
+    query, passage = (torch.from_numpy(model.encode(texts)) for texts in (pairs, passages))
+    candidates = torch.stack([torch.from_numpy(model.encode(row)) for row in grid])
+    own = torch.tensor([[tuple(told.values()) == pair for told in row] for row, pair in zip(grid, known)])
+    same = torch.tensor([[pair == other for other in known] for pair in known])
+    expected = instruction_contrastive_loss(
+        query,
+        passage,
+        torch.cat([query[:, None], candidates], dim=1),
+        objective,
+        not_negative=same,
+        not_candidate=torch.cat([torch.zeros(len(query), 1, dtype=torch.bool), own], dim=1),
+    )
+    loss = InstructionContrastiveLoss(model, objective, max_tokens_per_chunk=300)
+    features = [model.preprocess(rows[column]) for column in rows.column_names]
+    found, weights = gradients(model, loss, features)
+    assert found == pytest.approx(float(expected), abs=1e-4)
+    assert len(instructions) == 6
+    encoded = []
+    hook = model[0].model.register_forward_pre_hook(
+        lambda _, __, given: encoded.append(len(given["input_ids"])), with_kwargs=True
+    )
+    loss([dict(column) for column in features])
+    hook.remove()
+    assert sum(encoded) == 6 + 6 + 9  # queries, instructions, passages: no pair is encoded as such
+    few = InstructionContrastiveLoss(model, objective, sampled_instructions=1)
+    assert few([dict(column) for column in features]).item() < found
+    if model[1].kind == "gated":
+        assert float(weights["1.gate"].abs().min()) > 0
+    narrow = MatryoshkaLoss(model, InstructionContrastiveLoss(model, objective), [384, 64])
+    assert narrow([dict(column) for column in features], None).item() > found
+
+
+def test_an_instruction_that_comes_again_is_not_encoded_again(base):
+    model = load_instruction_model(base, interaction="gated").eval()
+    torch.nn.init.normal_(model[1].gate)
+    encoded = []
+    model[0].model.register_forward_pre_hook(lambda _, __, given: encoded.append(len(given["input_ids"])), with_kwargs=True)
+    pairs = [{"instruction": PAIRS[2]["instruction"], "query": query} for query in ("vaccines", "why is the sky blue today")]
+    alone = [model.encode_query([pair]) for pair in pairs]
+    assert encoded == [2, 1]
+    assert np.allclose(np.concatenate(alone), model.encode_query(pairs), atol=1e-6)
+    assert encoded == [2, 1, 2]
+    fresh = copy.deepcopy(model)
+    fresh[0]._kept = (None, {})
+    assert np.allclose(np.concatenate(alone), fresh.encode_query(pairs), atol=1e-6)
+    with torch.no_grad():  # other weights, other embeddings
+        for weight in model[0].parameters():
+            weight.mul_(1.05)
+    fresh = copy.deepcopy(model)
+    fresh[0]._kept = (None, {})
+    changed = model.encode_query(pairs)
+    assert np.allclose(changed, fresh.encode_query(pairs), atol=1e-6)
+    assert not np.allclose(changed, np.concatenate(alone), atol=1e-3)

@@ -1,6 +1,7 @@
 """Encoders and decoders, tiny and of random weights, go the whole way: train, save, load, encode, evaluate."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,20 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import AutoModel, BertConfig, LlamaConfig, ModernBertConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import OBJECTIVES, InstructionContrastiveLoss
+from sentence_transformers_inf.modules import InstructionTransformer, add_lora, encoders_of, two_towers
 from sentence_transformers_inf.training import train
 
 SIZE = {
@@ -23,7 +33,7 @@ SIZE = {
     "num_key_value_heads": 2,
     "intermediate_size": 64,
 }
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<eos>"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<|endoftext|>"]
 FAMILIES = {"bert": (BertConfig, "mean"), "modernbert": (ModernBertConfig, "cls"), "qwen": (Qwen2Config, "lasttoken"),
             "llama": (LlamaConfig, "lasttoken")}  # fmt: skip
 PAIRS = [
@@ -51,34 +61,118 @@ def backbone(request, tmp_path_factory):
         [*records["document"], *records["instruction_positive"]],
         trainers.WordPieceTrainer(vocab_size=600, special_tokens=SPECIAL),
     )
-    pattern = "$A <eos>" if pooling == "lasttoken" else "[CLS] $A [SEP]"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=pattern, special_tokens=[(name, tokenizer.token_to_id(name)) for name in SPECIAL if name in pattern]
-    )
+    decoder = pooling == "lasttoken"
+    if not decoder:
+        special = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
     places = {"pad_token_id": 0, "bos_token_id": 4, "eos_token_id": 4, "max_position_embeddings": 512}
     torch.manual_seed(0)
-    model = AutoModel.from_config(kind(vocab_size=tokenizer.get_vocab_size(), **SIZE, **places))
+    automatic = AutoModelForCausalLM if decoder else AutoModel
+    model = automatic.from_config(kind(vocab_size=tokenizer.get_vocab_size(), **SIZE, **places))
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder / "raw")
+    names = {} if decoder else {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        eos_token="<eos>", model_max_length=256, padding_side="left" if pooling == "lasttoken" else "right",
+        tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="<|endoftext|>", model_max_length=256, **names
     ).save_pretrained(folder / "raw")  # fmt: skip
+    if decoder:
+        return folder / "raw"
     SentenceTransformer(modules=[Transformer(str(folder / "raw")), Pooling(32, pooling)]).save(str(folder / "model"))
     return folder / "model"
 
 
-@pytest.mark.parametrize("interaction", ["concatenation", "paper", "gated"])
-def test_a_backbone_trains_saves_loads_encodes_and_is_measured(backbone, interaction, data, tmp_path):
+@pytest.mark.parametrize(
+    ("interaction", "lora_r", "towers"),
+    [
+        ("concatenation", 0, 1),
+        ("paper", 0, 1),
+        ("gated", 0, 1),
+        ("concatenation", 4, 1),
+        ("gated", 4, 1),
+        ("concatenation", 0, 2),
+        ("concatenation", 4, 2),
+        ("gated", 4, 2),
+    ],
+)
+def test_a_backbone_trains_saves_loads_encodes_and_is_measured(backbone, interaction, lora_r, towers, data, tmp_path):
     options = {"interaction": interaction, "frozen_layers": 0, "batch_size": 4, "epochs": 1, "show_progress": False}
+    options |= {"lora_r": lora_r, "share_encoder": towers == 1, "learning_rate": 1e-3}
     trained = train(data, backbone, tmp_path / "model", **options).eval()
     before = load_instruction_model(backbone, interaction=interaction).eval()
     loaded = load_instruction_model(tmp_path / "model").eval()
-    embeddings = loaded.encode([*PAIRS, "a passage"])
-    assert np.allclose(embeddings, trained.encode([*PAIRS, "a passage"]), atol=1e-6)
-    assert not np.allclose(embeddings, before.encode([*PAIRS, "a passage"]), atol=1e-4)
+    for encode in ("encode", "encode_query", "encode_document"):
+        inputs = [*PAIRS, "a passage"] if encode != "encode_document" else ["a passage", "another"]
+        embeddings = getattr(loaded, encode)(inputs)
+        assert np.allclose(embeddings, getattr(trained, encode)(inputs), atol=1e-6)
+        assert not np.allclose(embeddings, getattr(before, encode)(inputs), atol=1e-4)
+    same = np.allclose(loaded.encode_query(["a passage"]), loaded.encode_document(["a passage"]), atol=1e-5)
+    assert same == (towers == 1)
     means = measure(loaded, load_records(data)).means()
     assert all(math.isfinite(value) for value in means.values())
+    if lora_r and towers == 1:
+        assert (tmp_path / "model" / "adapter_model.safetensors").stat().st_size < 2**16
+
+
+def test_a_merged_lora_is_the_model_with_it(backbone, data, tmp_path):
+    options = {"lora_r": 4, "batch_size": 4, "epochs": 1, "show_progress": False}
+    apart = train(data, backbone, tmp_path / "apart", **options).eval()
+    train(data, backbone, tmp_path / "merged", merge_base=True, **options)
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    loaded = load_instruction_model(tmp_path / "merged").eval()
+    assert np.allclose(loaded.encode([*PAIRS, "a passage"]), apart.encode([*PAIRS, "a passage"]), atol=1e-5)
+
+
+def test_a_decoder_gets_what_its_pooling_needs(backbone, tmp_path):
+    model = load_instruction_model(backbone)
+    tokens = model.preprocess(["a passage", "a much longer passage about taxes"])
+    last = [row[mask.bool()][-1].item() for row, mask in zip(tokens["input_ids"], tokens["attention_mask"])]
+    decoder = model[1].pooling_mode == "lasttoken"
+    assert decoder == (model[0].model.config.model_type in ("qwen2", "llama"))
+    assert last == [model.tokenizer.eos_token_id if decoder else model.tokenizer.sep_token_id] * 2
+    model.max_seq_length = 4
+    cut = model.preprocess(["a much longer passage about taxes"])["input_ids"][0]
+    assert len(cut) == 4
+    assert cut[-1] == last[0]
+    model.max_seq_length = 64
+    model.save(str(tmp_path / "saved"))
+    assert np.allclose(SentenceTransformer(str(tmp_path / "saved")).encode(["a passage"]), model.encode(["a passage"]))
+
+
+def test_checkpointed_activations_change_nothing_but_memory(backbone, data, tmp_path):
+    options = {"batch_size": 4, "epochs": 1, "dropout": 0.0, "frozen_layers": 0, "show_progress": False}
+    found = []
+    for checkpointing in (False, True):
+        model = train(data, backbone, tmp_path / str(checkpointing), gradient_checkpointing=checkpointing, **options)
+        assert not model[0].model.is_gradient_checkpointing
+        found.append(model.eval().encode([*PAIRS, "a passage"]))
+    assert np.allclose(*found, atol=1e-4)
+
+
+def test_e5_has_its_prompts_in_training_and_use(base, data, tmp_path):
+    shutil.copytree(base, tmp_path / "e5-tiny")
+    trained = train(data, tmp_path / "e5-tiny", tmp_path / "m", max_records=4, batch_size=4, epochs=1, show_progress=False)
+    loaded = load_instruction_model(tmp_path / "m")
+    for model in (trained.eval(), loaded.eval()):
+        joined = "query: vaccines Brief."
+        assert np.allclose(
+            model.encode_query({"instruction": "Brief.", "query": "vaccines"}), model.encode(joined), atol=1e-6
+        )
+        assert np.allclose(model.encode_document("a passage"), model.encode("passage: a passage"), atol=1e-6)
+
+
+def test_training_sees_the_prompts_of_use(base, data, tmp_path, monkeypatch):
+    shutil.copytree(base, tmp_path / "e5-tiny")
+    seen = set()
+    forward = InstructionTransformer.forward
+
+    def look(self, features, **kwargs):
+        if self.training:
+            seen.update(self.tokenizer.decode(row[1:3]) for row in features["input_ids"])
+        return forward(self, features, **kwargs)
+
+    monkeypatch.setattr(InstructionTransformer, "forward", look)
+    train(data, tmp_path / "e5-tiny", tmp_path / "m", max_records=4, batch_size=4, epochs=1, show_progress=False)
+    assert seen == {"query :", "passage :"}
 
 
 @pytest.mark.parametrize("interaction", ["concatenation", "paper", "gated"])
@@ -91,15 +185,22 @@ def test_the_side_of_the_padding_does_not_matter(backbone, interaction):
         assert np.allclose(model.encode([*PAIRS, "a passage"]), alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("towers", [1, 2])
+@pytest.mark.parametrize("lora_r", [0, 4])
 @pytest.mark.parametrize("interaction", ["concatenation", "gated"])
-def test_every_objective_reaches_the_encoder(backbone, interaction, few_records):
+def test_every_objective_reaches_the_encoder(backbone, interaction, lora_r, towers, few_records):
     model = load_instruction_model(backbone, interaction=interaction)
+    model = two_towers(model) if towers == 2 else model
+    if lora_r:
+        for encoder in encoders_of(model):
+            add_lora(encoder, lora_r)
     rows = training_dataset(few_records)
     features = [model.preprocess(rows[column]) for column in rows.column_names]
     for objective in OBJECTIVES:
         model.zero_grad()
         loss = InstructionContrastiveLoss(model, objective, plain_weight=0.5)([dict(column) for column in features])
         loss.backward()
-        norms = [float(weight.grad.norm()) for weight in model[0].parameters() if weight.grad is not None]
-        assert math.isfinite(sum(norms))
-        assert sum(norms) > 0, objective
+        for encoder in encoders_of(model):
+            norms = [float(weight.grad.norm()) for weight in encoder.parameters() if weight.grad is not None]
+            assert math.isfinite(sum(norms))
+            assert sum(norms) > 0, objective

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from dataset_builder.checks import check_records
 from dataset_builder.diversity import distinct_n
 from dataset_builder.inf_ir import InFIR, split_of
 from sentence_transformers_inf import load_records
+from tests.commands import run_commands
 
 HERE = Path(__file__).parent
 TOKEN = "hf_owner"
@@ -46,14 +46,8 @@ class Hub:
         )  # fmt: skip
 
     def commands(self, cache, *commands, token=TOKEN, cwd=None, **more):
-        """Run commands in one process: (status, stderr) of each, and all that was printed."""
-        done = subprocess.run(
-            [sys.executable, HERE / "commands.py"], input=json.dumps([list(map(str, words)) for words in commands]),
-            capture_output=True, text=True, timeout=400, env=self.environment(cache, token) | more, cwd=cwd,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        parts = re.split(r"^EXIT (\d) .*$", done.stderr, flags=re.M)
-        return [(int(status), err) for err, status in zip(parts[::2], parts[1::2], strict=False)], done.stdout + done.stderr
+        """See :func:`run_commands`."""
+        return run_commands(self.environment(cache, token) | more, *commands, cwd=cwd)
 
     def requests(self):
         return (self.folder / "requests.log").read_text().splitlines()

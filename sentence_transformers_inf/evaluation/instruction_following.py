@@ -47,6 +47,7 @@ class InstructionFollowingEvaluator(BaseEvaluator):
         show_progress_bar: Show the encoding.
         write_csv: Write ``instruction_following_evaluation_{name}_results.csv`` (a line per call) and, with
             ``instruction_type`` in the records, ``..._per_type.csv`` of the last call.
+        passage_embeddings: See :func:`measure`.
 
     The primary metric is ``p_mrr``. After a call, :attr:`result` holds the values of every record and
     :meth:`Result.per_type` the breakdown.
@@ -65,9 +66,11 @@ class InstructionFollowingEvaluator(BaseEvaluator):
         batch_size: int = 32,
         show_progress_bar: bool = False,
         write_csv: bool = True,
+        passage_embeddings: NDArray[np.float32] | None = None,
     ) -> None:
         super().__init__()
         self.records = records
+        self.passage_embeddings = passage_embeddings
         self.name = name
         self.batch_size = batch_size
         self.show_progress_bar = show_progress_bar
@@ -80,7 +83,7 @@ class InstructionFollowingEvaluator(BaseEvaluator):
         self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
         """The metrics of :data:`METRICS`, each under its name with the evaluator's name before it."""
-        self.result = measure(model, self.records, self.batch_size, self.show_progress_bar)
+        self.result = measure(model, self.records, self.batch_size, self.show_progress_bar, self.passage_embeddings)
         means = self.result.means()
         if output_path is not None and self.write_csv:
             self._write_csv(Path(output_path), means, epoch, steps)
@@ -154,7 +157,13 @@ class Result:
         }
 
 
-def measure(model: SentenceTransformer, records: Dataset, batch_size: int = 32, show_progress_bar: bool = False) -> Result:
+def measure(
+    model: SentenceTransformer,
+    records: Dataset,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+    passage_embeddings: NDArray[np.float32] | None = None,
+) -> Result:
     """Encode the queries and passages of the records and score them; see the module's docstring.
 
     Args:
@@ -162,6 +171,8 @@ def measure(model: SentenceTransformer, records: Dataset, batch_size: int = 32, 
         records: N records.
         batch_size: Texts encoded at a time.
         show_progress_bar: Show the encoding.
+        passage_embeddings: 3N×d, those of d+, d1 and d2, record by record, where they were made before; ``None``: the model
+            encodes the passages.
     """
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -174,12 +185,16 @@ def measure(model: SentenceTransformer, records: Dataset, batch_size: int = 32, 
     passages = [passage for record in zip(*(columns[name] for name in PASSAGE_COLUMNS)) for passage in record]
     pairs = [{"instruction": instruction, "query": query} for instruction, query in zip(instructions, queries)]
     distinct_queries = list(dict.fromkeys(queries))
-    passage_embeddings = model.encode_document(passages, **options)
+    passage_vectors = (
+        model.encode_document(passages, **options)
+        if passage_embeddings is None
+        else torch.from_numpy(np.array(passage_embeddings, dtype=np.float32)).to(model.device)
+    )
     return score_embeddings(
         records,
         instructed=model.encode_query(pairs, **options),
         plain=dict(zip(distinct_queries, model.encode_query(distinct_queries, **options))),
-        passages=passage_embeddings,
+        passages=passage_vectors,
     )
 
 

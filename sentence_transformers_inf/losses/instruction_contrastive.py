@@ -24,18 +24,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank, get_world_size
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from sentence_transformers_inf.losses.functional import instruction_contrastive_loss, objective_terms
+from sentence_transformers_inf.modules import InstructionQueryAttention, encoder_of
 
 _ANCHORS_KEPT = 200_000
 """Embeddings of the frozen base kept in memory; at 384 dimensions in float32, 300 MB."""
+
+
+@dataclass
+class _Every:
+    """The Q distinct queries and A distinct instructions of a step's rows."""
+
+    query_row: Tensor  # Q: a row that has the query
+    instruction_row: Tensor  # A: a row that has the instruction
+    query_of: Tensor  # R: which of the distinct queries each row has
+    pair_row: Tensor  # R×A: the row that pairs the row's query with the instruction, -1 if none does
 
 
 @dataclass
@@ -44,7 +58,7 @@ class _Batch:
 
     features: list[dict[str, Any]]  # groups of distinct texts that preprocess alike, each sorted by length
     query: Tensor  # R: index of each row's instructed query among the distinct texts
-    passage: Tensor  # R
+    passage: Tensor  # R; with precomputed passages, rows of those
     candidates: Tensor  # R×m, column 0 the row's own instructed query
     not_candidate: Tensor  # R×m booleans, true where a row has fewer candidates than m
     plain_query: Tensor  # Q: the bare queries
@@ -52,6 +66,7 @@ class _Batch:
     anchors: Tensor | None  # (R + Q)×d: the frozen base's embeddings of the passages and of the bare queries
     keys: Tensor  # one 64-bit key per distinct text; equal texts have equal keys on every process
     plain_keys: Tensor  # R: key of the bare query of each row
+    every: _Every | None = None  # the instructions of the whole batch as candidates, in the place of ``candidates``
 
 
 class InstructionContrastiveLoss(nn.Module):
@@ -70,6 +85,8 @@ class InstructionContrastiveLoss(nn.Module):
         scale: Inverse temperature of the cosine similarities (paper: 1/0.05 = 20).
         sampled_instructions: How many instructions of other records each row gets as further candidates of the I term,
             beside the poisoned twin. Each costs one encoded text for each query of a record, two for an InF-IR record.
+            ``None``: 1; but all instructions of the batch where instruction and query meet in attention, which makes them
+            cheap (not with ``gather_across_devices`` nor in :class:`CachedInstructionContrastiveLoss`).
         plain_weight: Weight of an additional P term over the bare queries, which keeps plain retrieval intact: each
             distinct query of a record against the passages of the batch, one of its own passages drawn as the positive
             and the others masked. 0 gives the paper's objective exactly.
@@ -78,6 +95,9 @@ class InstructionContrastiveLoss(nn.Module):
             retrieval, on other domains too, and old indexes useful; instructed queries stay free. 0 does without.
         gather_across_devices: Use the rows of all processes as candidates. The loss of N processes on a split batch then
             averages to that of one process on the whole batch.
+        passage_embeddings: N×d, vectors of passages that were made before, by a model that stays as it is: no passage is
+            encoded. The batch then has no passage columns, and the labels (B×k) say which of these rows are the passages of
+            its k instructed queries; equal passages must be one row. A memory-mapped array stays where it is.
         max_tokens_per_chunk: Texts are encoded in chunks of at most so many tokens, padding included. Smaller chunks
             waste less on padding, larger ones fill a GPU. Changes neither the loss nor the gradients.
         seed: Seeds the draws of candidates and positives.
@@ -90,6 +110,8 @@ class InstructionContrastiveLoss(nn.Module):
         | Texts                                                             | Labels |
         +===================================================================+========+
         | (k instructed queries, k passages), column k + i right for i      | none   |
+        +-------------------------------------------------------------------+--------+
+        | (k instructed queries), with ``passage_embeddings``               | B×k    |
         +-------------------------------------------------------------------+--------+
 
         An instructed query is ``{"instruction": str, "query": str}``. An InF-IR record has k = 3, in the order of
@@ -114,15 +136,25 @@ class InstructionContrastiveLoss(nn.Module):
         model: SentenceTransformer,
         objective: str = "multi_P_I",
         scale: float = 20.0,
-        sampled_instructions: int = 1,
+        sampled_instructions: int | None = None,
         plain_weight: float = 0.0,
         anchor_weight: float = 0.0,
         gather_across_devices: bool = False,
+        passage_embeddings: NDArray[np.float32] | None = None,
         max_tokens_per_chunk: int = 1024,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.terms = objective_terms(objective)
+        attends = isinstance(encoder_of(model)[1], InstructionQueryAttention) if len(encoder_of(model)) > 1 else False
+        self.every_instruction = (
+            sampled_instructions is None
+            and attends
+            and "I" in self.terms
+            and not gather_across_devices
+            and not isinstance(self, CachedInstructionContrastiveLoss)
+        )
+        sampled_instructions = 1 if sampled_instructions is None else sampled_instructions
         for name, value, valid in (
             ("scale", scale, scale > 0),
             ("sampled_instructions", sampled_instructions, sampled_instructions >= 0),
@@ -132,7 +164,11 @@ class InstructionContrastiveLoss(nn.Module):
         ):
             if not valid:
                 raise ValueError(f"{name} must not be {value!r}")
+        if passage_embeddings is not None and anchor_weight:
+            raise ValueError("anchor_weight holds passages where they are, and passage_embeddings stay there of themselves")
+        self.passage_embeddings = passage_embeddings
         self.model = model
+        self._encoder = (encoder_of(model),)  # in a tuple: the trainer moves and wraps ``self.model``
         # The trainer wraps ``self.model`` for several devices; tokenisation goes past the wrapper.
         self.preprocess = model.preprocess
         self.tokenizer = model.tokenizer
@@ -152,13 +188,18 @@ class InstructionContrastiveLoss(nn.Module):
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of one batch of tokenised columns, a scalar."""
-        batch = self._plan(list(sentence_features))
+        batch = self._plan(list(sentence_features), labels)
         chunks = [chunk for group in batch.features for chunk in _chunks(group, self.max_tokens_per_chunk)]
-        return self._score(torch.cat([self.model(chunk)["sentence_embedding"] for chunk in chunks]), batch)
+        encoded = [self.model(chunk) for chunk in chunks]
+        embeddings = torch.cat([features["sentence_embedding"] for features in encoded])
+        return self._score(embeddings, batch, self._every_instruction(encoded, batch) if batch.every else None)
 
-    def _plan(self, columns: list[dict[str, Any]]) -> _Batch:
-        k = len(columns) // 2
-        if len(columns) < 2 or len(columns) % 2:
+    def _plan(self, columns: list[dict[str, Any]], labels: Tensor | None) -> _Batch:
+        given = self.passage_embeddings is not None
+        k = len(columns) if given else len(columns) // 2
+        if given and (labels is None or labels.ndim != 2 or labels.shape[1] != k):
+            raise ValueError(f"with passage_embeddings, {k} columns of instructed queries need labels of shape B×{k}")
+        if not given and (len(columns) < 2 or len(columns) % 2):
             raise ValueError(
                 f"got {len(columns)} columns: expected k instructed queries and k passages (see training_dataset)"
             )
@@ -176,10 +217,12 @@ class InstructionContrastiveLoss(nn.Module):
         rows = [row for record in records for row in record]  # record-major: row b*k + c is column c of record b
 
         candidates, drawn_positive = self._draw(records)
+        if self.every_instruction:
+            candidates = [[] for _ in rows]
         known = {row: index for index, row in enumerate(rows)}
         plain = [("", query) for query, _ in drawn_positive]
         extra = list(dict.fromkeys(c for c in [*(c for cs in candidates for c in cs), *plain] if c not in known))
-        texts = len(rows) * 2
+        texts = len(rows) * (1 if given else 2)
         known |= {pair: texts + index for index, pair in enumerate(extra)}
 
         if extra:
@@ -196,7 +239,7 @@ class InstructionContrastiveLoss(nn.Module):
         lengths = torch.tensor([1 + len(cs) for cs in candidates])
         device = position.device
         plain_index = torch.tensor([known["", query] for _, query in rows] if self.plain_weight else own, device=device)
-        passage = position[len(rows) : texts]
+        passage = position[len(rows) : texts] if labels is None or not given else labels.flatten().to(device)
         plain_query = position[torch.tensor([known[pair] for pair in plain], dtype=torch.long, device=device)]
         anchors = self._anchor(features_by_group, keys, torch.cat([passage, plain_query])) if self._base else None
         return _Batch(
@@ -210,7 +253,35 @@ class InstructionContrastiveLoss(nn.Module):
             anchors=anchors,
             keys=keys,
             plain_keys=keys[position[plain_index]],
+            every=_every(rows, device) if self.every_instruction else None,
         )
+
+    def _every_instruction(self, encoded: list[dict[str, Any]], batch: _Batch) -> Tensor:
+        """The embeddings (R×A×d) of each row's query under every instruction of the batch, from its encoded tokens."""
+        every = batch.every
+        assert every is not None
+        queries: list[tuple[Tensor, Tensor]] = []  # tokens and mask of each distinct text's query
+        instructions: dict[int, tuple[Tensor, Tensor]] = {}
+        for features in encoded:
+            start = len(queries)
+            queries.extend(zip(features["token_embeddings"], features["attention_mask"]))
+            if "instruction_rows" in features:
+                told = zip(features["instruction_embeddings"], features["instruction_attention_mask"])
+                instructions.update(zip((features["instruction_rows"] + start).tolist(), told))
+        pooled = torch.cat([features["query_embedding"] for features in encoded])
+        query_at, instruction_at = batch.query[every.query_row], batch.query[every.instruction_row]
+        attention, *rest = list(self._encoder[0])[1:]
+        embeddings = attention.combine(  # type: ignore[operator]
+            pooled[query_at],
+            *_stack([queries[at] for at in query_at.tolist()]),
+            *_stack([instructions[at] for at in instruction_at.tolist()]),
+            every=True,
+        )
+        shape = embeddings.shape[:2]
+        features = {"sentence_embedding": embeddings.flatten(0, 1)}
+        for module in rest:
+            features = module(features)
+        return features["sentence_embedding"].unflatten(0, shape)[every.query_of]
 
     def _draw(
         self, records: Sequence[Sequence[tuple[str, str]]]
@@ -259,7 +330,8 @@ class InstructionContrastiveLoss(nn.Module):
         """
         device = columns[0]["input_ids"].device
         # Column-major order of the texts -> record-major order of the rows, for queries and passages alike.
-        order = torch.arange(2 * k * records).reshape(2, k, records).transpose(1, 2).flatten()
+        kinds = 1 if self.passage_embeddings is not None else 2
+        order = torch.arange(kinds * k * records).reshape(kinds, k, records).transpose(1, 2).flatten()
         total = sum(len(column["input_ids"]) for column in columns)
         order = torch.cat([order, torch.arange(len(order), total)]).to(device)
 
@@ -315,10 +387,14 @@ class InstructionContrastiveLoss(nn.Module):
             start += size
         return torch.stack([self._anchors[names[number]] for number in texts.tolist()]).to(keys.device)
 
-    def _score(self, embeddings: Tensor, batch: _Batch) -> Tensor:
-        """The loss from the embeddings (N×d) of a batch's distinct texts."""
-        query, passage = embeddings[batch.query], embeddings[batch.passage]
-        query_keys, passage_keys, plain_keys = batch.keys[batch.query], batch.keys[batch.passage], batch.plain_keys
+    def _score(self, embeddings: Tensor, batch: _Batch, every: Tensor | None = None) -> Tensor:
+        """The loss from the embeddings of a batch's texts (N×d), and of its rows under every instruction (R×A×d)."""
+        query, query_keys, plain_keys = embeddings[batch.query], batch.keys[batch.query], batch.plain_keys
+        if self.passage_embeddings is None:
+            passage, passage_keys = embeddings[batch.passage], batch.keys[batch.passage]
+        else:
+            passage_keys = batch.passage
+            passage = torch.from_numpy(self.passage_embeddings[passage_keys.cpu().numpy(), : query.shape[1]]).to(query)
         local_query_keys, local_passage_keys = query_keys, passage_keys
         first_row = 0
         if self.gather_across_devices:
@@ -331,10 +407,16 @@ class InstructionContrastiveLoss(nn.Module):
         candidates = not_candidate = None
         if "I" in self.terms:
             candidates = embeddings[batch.candidates]
-            candidate_keys = batch.keys[batch.candidates]
+            candidate_keys, not_candidate = batch.keys[batch.candidates], batch.not_candidate
+            if batch.every is not None and every is not None:
+                candidates = torch.cat([query[:, None], every[..., : query.shape[1]]], dim=1)
+                pairs = batch.every.pair_row
+                known = query_keys[pairs.clamp(min=0)].masked_fill(pairs < 0, 0)
+                candidate_keys = torch.cat([query_keys[:, None], known], dim=1)
+                not_candidate = torch.zeros_like(candidate_keys, dtype=torch.bool)
             # f(I', q) is right for the row's passage where some row of the batch pairs the two, the row itself included.
             right = (candidate_keys[:, :, None] == query_keys[None, None]) & same_passage[:, None, :]
-            not_candidate = batch.not_candidate | right.any(dim=-1)
+            not_candidate = not_candidate | right.any(dim=-1)
         loss = instruction_contrastive_loss(
             query,
             passage,
@@ -430,7 +512,7 @@ class CachedInstructionContrastiveLoss(CachedLossMixin, InstructionContrastiveLo
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of one batch of tokenised columns, a scalar whose backward pass re-encodes the batch."""
-        batch = self._plan(list(sentence_features))
+        batch = self._plan(list(sentence_features), labels)
         # The mixin hands its second argument through to calculate_loss, wrappers like MatryoshkaLoss included.
         return self.forward_cached(batch.features, batch)  # type: ignore[arg-type]
 
@@ -445,6 +527,29 @@ class CachedInstructionContrastiveLoss(CachedLossMixin, InstructionContrastiveLo
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments of this loss, for the model card."""
         return {**super().get_config_dict(), "mini_batch_size": self.mini_batch_size}
+
+
+def _every(rows: list[tuple[str, str]], device: torch.device) -> _Every:
+    """The distinct queries and instructions of rows of (instruction, query)."""
+    queries = list(dict.fromkeys(query for _, query in rows))
+    instructions = list(dict.fromkeys(instruction for instruction, _ in rows))
+    row_of = {row: index for index, row in reversed(list(enumerate(rows)))}
+    having_query = {query: index for index, (_, query) in enumerate(rows)}
+    having_instruction = {instruction: index for index, (instruction, _) in enumerate(rows)}
+    place = {query: index for index, query in enumerate(queries)}
+    pairs = [[row_of.get((instruction, query), -1) for instruction in instructions] for _, query in rows]
+    return _Every(
+        query_row=torch.tensor([having_query[query] for query in queries], device=device),
+        instruction_row=torch.tensor([having_instruction[instruction] for instruction in instructions], device=device),
+        query_of=torch.tensor([place[query] for _, query in rows], device=device),
+        pair_row=torch.tensor(pairs, device=device),
+    )
+
+
+def _stack(texts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Tokens (n×d, of several n) and masks (n) in one tensor each, padded to the longest."""
+    tokens, masks = zip(*texts)
+    return pad_sequence(list(tokens), batch_first=True), pad_sequence(list(masks), batch_first=True)
 
 
 def _merge(columns: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:

@@ -29,9 +29,9 @@ class InstructionQueryAttention(Pooling):
     Args:
         kind: ``"paper"``: with the instruction's tokens H_I (n×d) and the query's H_Q (m×d), the mean over the n rows of
             softmax(H_I H_Qᵀ / √d) H_Q, the paper's form. It has no weights, and the query's own pooling is not in it.
-            ``"gated"``: the query's pooled embedding, plus √d times a gate (d, zero at first) times the mean of the
+            ``"gated"``: the query's pooled embedding, plus d times a gate (d, zero at first) times the mean of the
             instruction's tokens attending to the query's and of the query's attending to the instruction's (multi-head,
-            learned): at first the model is the base model.
+            with learned projections that begin as the identity): at first the model is the base model.
         heads: Attention heads of ``"gated"``; must divide d. ``None``: heads of 64, or one.
         **pooling: Settings of Sentence Transformers' ``Pooling``.
 
@@ -49,8 +49,8 @@ class InstructionQueryAttention(Pooling):
         if size % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the embedding dimension {size}")
         if kind == "gated":
-            self.instruction_to_query = nn.MultiheadAttention(size, self.heads, batch_first=True)
-            self.query_to_instruction = nn.MultiheadAttention(size, self.heads, batch_first=True)
+            self.instruction_to_query = _CrossAttention(size, self.heads)
+            self.query_to_instruction = _CrossAttention(size, self.heads)
             self.gate = nn.Parameter(torch.zeros(size))
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -61,8 +61,12 @@ class InstructionQueryAttention(Pooling):
                 ``instruction_rows`` that have an instruction, ``instruction_embeddings`` (K×n×d) and
                 ``instruction_attention_mask`` (K×n).
             **kwargs: For the pooling.
+
+        Returns:
+            The features, and ``query_embedding`` (N×d), the pooled embeddings without the instructions.
         """
         features = super().forward(features, **kwargs)
+        features["query_embedding"] = features["sentence_embedding"]
         if "instruction_rows" not in features:
             return features
         rows = features["instruction_rows"]
@@ -77,8 +81,10 @@ class InstructionQueryAttention(Pooling):
         features["sentence_embedding"] = pooled.index_copy(0, rows, combined.to(pooled.dtype))
         return features
 
-    def combine(self, pooled: Tensor, query: Tensor, query_mask: Tensor, instruction: Tensor, mask: Tensor) -> Tensor:
-        """The embeddings (K×d) of K queries under their instructions.
+    def combine(
+        self, pooled: Tensor, query: Tensor, query_mask: Tensor, instruction: Tensor, mask: Tensor, every: bool = False
+    ) -> Tensor:
+        """The embeddings (K×d) of K queries under their instructions, or (Q×A×d) of Q queries under each of A instructions.
 
         Args:
             pooled: K×d, the queries' pooled embeddings.
@@ -86,17 +92,17 @@ class InstructionQueryAttention(Pooling):
             query_mask: K×m, 1 where there is a token.
             instruction: K×n×d, the instructions' token embeddings.
             mask: K×n.
+            every: Every query with every instruction, and not row by row.
         """
         if self.kind == "paper":
-            scores = instruction @ query.transpose(1, 2) / math.sqrt(query.shape[-1])
-            scores = scores.masked_fill(query_mask[:, None] == 0, -torch.inf)
-            return _masked_mean(scores.softmax(dim=-1) @ query, mask)
-        read, _ = self.instruction_to_query(instruction, query, query, key_padding_mask=query_mask == 0, need_weights=False)
-        told, _ = self.query_to_instruction(query, instruction, instruction, key_padding_mask=mask == 0, need_weights=False)
-        # Adam moves every weight by about the learning rate, and a row of d of them its output by some √d times as much: the
-        # factor lets the gate keep up.
-        gate = math.sqrt(len(self.gate)) * self.gate
-        return pooled + gate * (_masked_mean(read, mask) + _masked_mean(told, query_mask))
+            read = _attend(instruction, mask, query, query_mask, query, 1, every)
+            return read.transpose(0, 1) if every else read
+        read = self.instruction_to_query(instruction, mask, query, query_mask, every)
+        told = self.query_to_instruction(query, query_mask, instruction, mask, every)
+        # Adam moves every weight by about the learning rate, and a row of d of them what comes out by up to d times as much:
+        # the factor lets the gate, one weight for each dimension, keep up.
+        gate = len(self.gate) * self.gate
+        return (pooled[:, None] + gate * (read.transpose(0, 1) + told)) if every else pooled + gate * (read + told)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """As ``Pooling.save``, and beside it the kind and, of ``"gated"``, the weights."""
@@ -131,7 +137,44 @@ InstructionQueryAttention.__module__ = Pooling.__module__
 InstructionQueryAttention.__name__ = Pooling.__name__
 
 
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the second axis of K×n×d values where the mask (K×n) is not 0."""
-    weights = (mask != 0).to(values.dtype)[..., None]
-    return (values * weights).sum(dim=1) / weights.sum(dim=1)
+class _CrossAttention(nn.Module):
+    """Multi-head attention of one text's tokens to another's, averaged over the former.
+
+    All projections begin as the identity: what the encoder's tokens mean to its pooling, they mean here from the start.
+    """
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.output = (nn.Linear(size, size) for _ in range(4))
+        for projection in (self.query, self.key, self.value, self.output):
+            nn.init.eye_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, asking: Tensor, asking_mask: Tensor, asked: Tensor, asked_mask: Tensor, every: bool) -> Tensor:
+        queries, keys, values = self.query(asking), self.key(asked), self.value(asked)
+        return self.output(_attend(queries, asking_mask, keys, asked_mask, values, self.heads, every))
+
+
+def _attend(
+    queries: Tensor, query_mask: Tensor, keys: Tensor, key_mask: Tensor, values: Tensor, heads: int, every: bool
+) -> Tensor:
+    """The mean over a text's n tokens of softmax(queries keysᵀ / √e) values, in each head of size e.
+
+    Args:
+        queries: K×n×d, or A×n×d.
+        query_mask: K×n, or A×n; 0 where there is no token.
+        keys: K×m×d, or B×m×d.
+        key_mask: K×m, or B×m.
+        values: As ``keys``.
+        heads: How many.
+        every: All A·B pairs (A×B×d), and not row by row (K×d).
+    """
+    queries, keys, values = (tensor.unflatten(-1, (heads, -1)) for tensor in (queries, keys, values))
+    scores = torch.einsum("anhe,bmhe->abhnm" if every else "knhe,kmhe->khnm", queries, keys)
+    scores = (scores / math.sqrt(queries.shape[-1])).masked_fill((key_mask == 0)[:, None, None, :], -torch.inf)
+    share = (query_mask != 0).to(scores.dtype)
+    share = share / share.sum(dim=1, keepdim=True)
+    # The mean of what the tokens read is what is read by their mean attention.
+    weights = torch.einsum("abhnm,an->abhm" if every else "khnm,kn->khm", scores.softmax(dim=-1), share)
+    return torch.einsum("abhm,bmhe->abhe" if every else "khm,kmhe->khe", weights, values).flatten(-2)

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util import load_file_path
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
@@ -31,6 +29,9 @@ DEFAULT_TEMPLATE = "{query} {instruction}"
 """The order of the paper (§4) and of MTEB's instruction tasks."""
 
 CONFIG_FILE = "instruction_config.json"
+
+_INSTRUCTIONS_KEPT = 1000
+"""Instructions whose token embeddings are kept while serving; at 30 tokens of 384 dimensions in float32, 46 MB."""
 
 
 def check_template(template: str) -> str:
@@ -69,7 +70,11 @@ class InstructionTransformer(Transformer):
         ValueError: The template lacks a field.
 
     A missing, ``None`` or blank instruction gives the bare query, exactly as if the query string had been passed.
-    Most users want :func:`load_instruction_model`, which turns any SentenceTransformer into one with this module.
+    With ``pack``, the token embeddings of instructions are kept (a thousand at most) while no gradients are wanted, so that
+    one that comes again is not encoded again.
+
+    Most users want :func:`~sentence_transformers_inf.load_instruction_model`, which turns any SentenceTransformer into one
+    with this module.
     """
 
     def __init__(
@@ -84,6 +89,9 @@ class InstructionTransformer(Transformer):
         self.template = check_template(template)
         self.max_query_length = max_query_length
         self.pack = pack
+        self._kept = (None, {})
+
+    _kept: tuple[Any, dict[tuple[int, ...], Tensor]]
 
     @classmethod
     def from_transformer(
@@ -99,7 +107,18 @@ class InstructionTransformer(Transformer):
         module.template = check_template(template)
         module.max_query_length = max_query_length
         module.pack = pack
+        module._kept = (None, {})
         return module
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> InstructionTransformer:  # type: ignore[override]
+        """As ``Transformer.load``; the template is not read (see :func:`~sentence_transformers_inf.load_instruction_model`).
+
+        A subfolder on disk is loaded as a folder: of a LoRA in a subfolder, transformers seeks the base in that subfolder.
+        """
+        if subfolder and Path(model_name_or_path, subfolder).is_dir():
+            model_name_or_path, subfolder = str(Path(model_name_or_path, subfolder)), ""
+        return super().load(model_name_or_path, subfolder=subfolder, **kwargs)
 
     def join(self, instruction: str | None, query: str) -> str:
         """The one string that is encoded for an instruction and a query; the bare query if the instruction is blank."""
@@ -119,17 +138,9 @@ class InstructionTransformer(Transformer):
         Raises:
             TypeError: An input is neither a string nor such a mapping; the message names its position.
         """
-        instructed = [isinstance(item, Mapping) and ("query" in item or "instruction" in item) for item in inputs]
+        instructed = check_inputs(inputs)
         if not any(instructed):
-            for position, item in enumerate(inputs):
-                if item is None or isinstance(item, (bool, int, float, bytes)):
-                    raise TypeError(_wrong_input(position, item))
             return super().preprocess(inputs, prompt=prompt, **kwargs)
-        for position, (item, is_instructed) in enumerate(zip(inputs, instructed)):
-            if is_instructed:
-                _check_instructed(position, item)
-            elif not isinstance(item, str):
-                raise TypeError(_wrong_input(position, item))
         if all(instructed):
             return self._preprocess_instructed(inputs, prompt, **kwargs)
         # Each kind has a length limit of its own: tokenise them apart, then put the rows back in order.
@@ -252,17 +263,47 @@ class InstructionTransformer(Transformer):
         distinct, which = torch.unique(texts, dim=0, return_inverse=True)
         places = torch.arange(len(texts), device=rows.device)
         first = places.new_full((len(distinct),), len(texts)).scatter_reduce(0, which, places, "amin")
+        count = len(tokens)
+        kept = self._kept_instructions()
+        told_texts = (first >= count).nonzero().flatten().tolist() if kept is not None else []
+        names = {number: tuple(distinct[number][distinct[number] >= 0].tolist()) for number in told_texts}
+        found = {number: kept[name] for number, name in names.items() if kept is not None and name in kept}
+        wanted = torch.tensor([number for number in range(len(distinct)) if number not in found], device=rows.device)
         apart = {key: value for key, value in features.items() if not isinstance(value, Tensor)}
         for key in ("input_ids", "token_type_ids"):
             if key in features:
-                apart[key] = features[key][source].gather(1, order)[first]
-        embeddings = super().forward({**apart, "attention_mask": mask[first]}, **kwargs)["token_embeddings"][which]
-        count = len(tokens)
+                apart[key] = features[key][source].gather(1, order)[first[wanted]]
+        encoded = super().forward({**apart, "attention_mask": mask[first[wanted]]}, **kwargs)["token_embeddings"]
+        if found:
+            embeddings = encoded.new_zeros(len(distinct), width, encoded.shape[-1]).index_copy(0, wanted, encoded)
+            for number, tokens_of in found.items():
+                embeddings[number, : len(tokens_of)] = tokens_of
+        else:
+            embeddings = encoded
+        if kept is not None:
+            for number, name in names.items():
+                kept[name] = embeddings[number, : int(mask[first[number]].sum())].clone()
+            while len(kept) > _INSTRUCTIONS_KEPT:
+                del kept[next(iter(kept))]
+        embeddings = embeddings[which]
         features |= {"token_embeddings": embeddings[:count], "attention_mask": mask[:count]}
         if len(rows):
             features |= {"instruction_rows": rows, "instruction_embeddings": embeddings[count:]}
             features["instruction_attention_mask"] = mask[count:]
         return features
+
+    def _kept_instructions(self) -> dict[tuple[int, ...], Tensor] | None:
+        """Token embeddings of instructions seen before, by their tokens: at serving time few are used again and again.
+
+        ``None`` where gradients are wanted. They go when the weights change.
+        """
+        if torch.is_grad_enabled() or self.training:
+            return None
+        weight = next(self.model.parameters())
+        state = (weight.device, weight.dtype, sum(weight._version for weight in self.model.parameters()))
+        if self._kept[0] != state:
+            self._kept = (state, {})
+        return self._kept[1]
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """As ``Transformer.save``, and ``instruction_config.json`` with the template and length limit beside it."""
@@ -271,7 +312,7 @@ class InstructionTransformer(Transformer):
         Path(output_path, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _empty_instruction_transformer, (), self.__dict__
+        return _empty_instruction_transformer, (), {**self.__dict__, "_kept": (None, {})}
 
 
 def _empty_instruction_transformer() -> InstructionTransformer:
@@ -285,11 +326,23 @@ InstructionTransformer.__module__ = Transformer.__module__
 InstructionTransformer.__name__ = Transformer.__name__
 
 
-def _wrong_input(position: int, item: Any) -> str:
-    return (
-        f"input {position} is of type {type(item).__name__}: expected a string or a dictionary "
-        '{"instruction": str, "query": str}'
-    )
+def check_inputs(inputs: Sequence[Any]) -> list[bool]:
+    """Which inputs of a batch are ``{"instruction", "query"}`` mappings; the others are strings or, if all, what else a
+    ``Transformer`` takes.
+
+    Raises:
+        TypeError: An input is neither; the message names its position.
+    """
+    instructed = [isinstance(item, Mapping) and ("query" in item or "instruction" in item) for item in inputs]
+    for position, (item, is_instructed) in enumerate(zip(inputs, instructed)):
+        if is_instructed:
+            _check_instructed(position, item)
+        elif not isinstance(item, str) and (any(instructed) or item is None or isinstance(item, (bool, int, float, bytes))):
+            raise TypeError(
+                f"input {position} is of type {type(item).__name__}: expected a string or a dictionary "
+                '{"instruction": str, "query": str}'
+            )
+    return instructed
 
 
 def _check_instructed(position: int, item: Mapping[str, Any]) -> None:
@@ -311,82 +364,41 @@ def _unpadded_rows(features: Mapping[str, Any]) -> list[dict[str, list[int]]]:
     ]
 
 
-def load_instruction_model(
-    model: str | Path | SentenceTransformer,
+def take_instructions(
+    modules: nn.Sequential,
     template: str | None = None,
-    *,
     max_query_length: int | None = None,
     interaction: str | None = None,
-    **kwargs: Any,
-) -> SentenceTransformer:
-    """An instruction-aware SentenceTransformer from any SentenceTransformer; pooling and normalisation stay as they are.
+) -> None:
+    """Change modules in place so that they take ``{"instruction", "query"}`` inputs; ``None`` leaves a setting as it is.
 
     Args:
-        model: A Hub id, a folder, or a loaded SentenceTransformer, which is changed in place (its embeddings of plain
-            strings stay bit-identical).
-        template: How instruction and query become one string. ``None``: the template saved with the model, else
-            ``"{query} {instruction}"``.
-        max_query_length: Token limit of instructed queries. ``None``: the saved one, else the model's ``max_seq_length``.
-        interaction: How instruction and query meet: ``"concatenation"`` (the template), or the attention ``"paper"`` or
-            ``"gated"`` of :class:`~sentence_transformers_inf.modules.InstructionQueryAttention` in the place of the pooling.
-            ``None``: as saved with the model, else ``"concatenation"``.
-        **kwargs: For ``SentenceTransformer``, when ``model`` is an id or a folder (``device``, ``revision``, ...).
-
-    Returns:
-        A model whose ``encode``, ``encode_query`` and ``encode_document`` take strings and
-        ``{"instruction": ..., "query": ...}`` dictionaries.
+        modules: Those of a SentenceTransformer, or of a route of a ``Router``: a ``Transformer``, its pooling, and the rest.
+        template: See :func:`~sentence_transformers_inf.load_instruction_model`, as for the further arguments.
+        max_query_length: The same.
+        interaction: The same.
 
     Raises:
-        OSError: No model at that path or id.
-        ValueError: The template lacks a field, the model does not begin with a Transformer module, or, for attention, has no
-            pooling after it.
-
-    Example:
-        >>> model = load_instruction_model("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
-        >>> model.encode({"instruction": "For a ten-year-old.", "query": "why is the sky blue"}).shape  # doctest: +SKIP
-        (384,)
+        ValueError: They do not begin with a Transformer, or, for attention, there is no pooling after it.
     """
-    if template is not None:
-        check_template(template)
-    if max_query_length is not None and max_query_length < 1:
-        raise ValueError(f"max_query_length must be positive, got {max_query_length}")
-    if interaction not in (None, "concatenation", *KINDS):
-        raise ValueError(f"unknown interaction {interaction!r}; there are concatenation, {', '.join(KINDS)}")
-    saved: dict[str, Any] = {}
-    if not isinstance(model, SentenceTransformer):
-        name = str(model)
-        if not Path(name).exists() and (name.count("/") > 1 or name[0] in "./~"):
-            raise FileNotFoundError(f"{name}: no such model folder (and not the id of a model on the Hub)")
-        try:
-            model = SentenceTransformer(name, **kwargs)
-        except (OSError, ValueError) as error:
-            raise OSError(f"{name}: cannot be loaded as a SentenceTransformer: {error}") from error
-        location = {key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs}
-        path = load_file_path(name, CONFIG_FILE, **location)
-        if path is not None:
-            saved = json.loads(Path(path).read_text(encoding="utf-8"))
-        if saved.get("pack") and interaction in (None, *KINDS):
-            modules = json.loads(Path(str(load_file_path(name, "modules.json", **location))).read_text(encoding="utf-8"))
-            model[1] = InstructionQueryAttention.load(name, subfolder=modules[1]["path"], **location).to(model.device)
-    first = model[0]
-    if isinstance(first, InstructionTransformer):
-        saved = {"template": first.template, "max_query_length": first.max_query_length}
-    elif not isinstance(first, Transformer):
+    first, second = modules[0], modules[1] if len(modules) > 1 else None
+    if not isinstance(first, Transformer):
         raise ValueError(
             f"the model begins with a {type(first).__name__} module; instructions can be joined to queries only in a "
             "model that begins with a Transformer"
         )
-    second = model[1] if len(model) > 1 else None
+    if isinstance(first, InstructionTransformer):
+        template, max_query_length = template or first.template, max_query_length or first.max_query_length
     if interaction in KINDS and not (isinstance(second, InstructionQueryAttention) and second.kind == interaction):
         if not isinstance(second, Pooling):
             raise ValueError("attention takes the place of the pooling, and the model has none after its Transformer")
-        model[1] = InstructionQueryAttention(interaction, **second.get_config_dict()).to(model.device)
+        device = next(first.parameters()).device
+        modules[1] = InstructionQueryAttention(str(interaction), **second.get_config_dict()).to(device)
     elif interaction == "concatenation" and isinstance(second, InstructionQueryAttention):
-        model[1] = Pooling(**second.get_config_dict())
-    model[0] = InstructionTransformer.from_transformer(
+        modules[1] = Pooling(**second.get_config_dict())
+    modules[0] = InstructionTransformer.from_transformer(
         first,
-        template=template or saved.get("template") or DEFAULT_TEMPLATE,
-        max_query_length=max_query_length or saved.get("max_query_length"),
-        pack=isinstance(model[1], InstructionQueryAttention) if len(model) > 1 else False,
+        template=template or DEFAULT_TEMPLATE,
+        max_query_length=max_query_length,
+        pack=len(modules) > 1 and isinstance(modules[1], InstructionQueryAttention),
     )
-    return model

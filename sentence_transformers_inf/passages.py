@@ -1,0 +1,115 @@
+"""Passages that are encoded once: the corpus of a training run whose passage side stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, load_dataset
+from huggingface_hub import cached_assets_path
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from tqdm.auto import tqdm
+
+from sentence_transformers_inf.modules.adapter import fingerprint
+from sentence_transformers_inf.records import PASSAGE_COLUMNS
+
+_BLOCK = 1024
+"""Passages encoded between two notes of how far it is."""
+
+
+def distinct_passages(splits: Sequence[Dataset]) -> list[str]:
+    """The distinct passages of some splits of records, in the order in which they occur: d+, d1, d2 of each record."""
+    return list(dict.fromkeys(passage for records in splits for passage in _passages(records)))
+
+
+def passage_rows(records: Dataset, passages: Sequence[str]) -> NDArray[np.int64]:
+    """Where the passages d+, d1, d2 of N records (N×3) stand among ``passages``."""
+    row_of = {passage: row for row, passage in enumerate(passages)}
+    return np.array([row_of[passage] for passage in _passages(records)], dtype=np.int64).reshape(-1, len(PASSAGE_COLUMNS))
+
+
+def _passages(records: Dataset) -> list[str]:
+    return [passage for record in zip(*(records[name] for name in PASSAGE_COLUMNS)) for passage in record]
+
+
+def encode_passages(
+    model: SentenceTransformer, passages: Sequence[str], batch_size: int = 32, show_progress: bool = False
+) -> NDArray[np.float32]:
+    """The embeddings (N×d, memory-mapped) of passages, kept in the Hub's cache for the same model and passages.
+
+    An interrupted call leaves what it has encoded, and the next goes on from there.
+
+    Args:
+        model: The model that the passages' index was made with.
+        passages: N texts.
+        batch_size: Texts encoded at a time.
+        show_progress: Show a progress bar.
+    """
+    digest = hashlib.sha256(f"{fingerprint(model)} {model.max_seq_length} {model.prompts}".encode())
+    for passage in passages:
+        digest.update(passage.encode() + b"\0")
+    folder = cached_assets_path("sentence-transformers-inf", namespace="passages")
+    path = folder / f"{digest.hexdigest()[:24]}.npy"
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    partial, progress = path.with_suffix(".partial"), path.with_suffix(".count")
+    done = int(progress.read_text()) if progress.exists() and partial.exists() else 0
+    shape = (len(passages), int(model.get_embedding_dimension() or 0))
+    vectors = open_memmap(partial, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
+    with tqdm(total=len(passages), initial=done, desc="Passages", disable=not show_progress) as bar:
+        for start in range(done, len(passages), _BLOCK):
+            block = passages[start : start + _BLOCK]
+            vectors[start : start + len(block)] = model.encode_document(
+                list(block), batch_size=batch_size, show_progress_bar=False
+            )
+            vectors.flush()
+            progress.write_text(str(start + len(block)))
+            bar.update(len(block))
+    partial.rename(path)
+    progress.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")
+
+
+def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDArray[np.float32]:
+    """Embeddings (N×d) of passages that were made elsewhere.
+
+    Args:
+        source: A ``.npy`` file with one row for each of ``passages``, in their order; or a Parquet file or a dataset on the
+            Hub (its first split) with the columns ``text`` and ``embedding``, in any order.
+        passages: N texts.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The rows are not as many as the passages, a column or a passage is missing, or a value is not finite.
+    """
+    path = Path(source)
+    if path.suffix in (".npy", ".parquet") and not path.is_file():
+        raise FileNotFoundError(f"{source}: no such file")
+    if path.suffix == ".npy":
+        vectors = np.load(path, mmap_mode="r")
+        if vectors.ndim != 2 or len(vectors) != len(passages):
+            raise ValueError(
+                f"{source}: expected a row for each of the {len(passages)} passages, in the order of `inf-embed passages`, "
+                f"got the shape {vectors.shape}"
+            )
+    else:
+        kind: dict[str, Any] = {"path": "parquet", "data_files": str(path)} if path.is_file() else {"path": str(source)}
+        splits = load_dataset(**kind)
+        data = splits[next(iter(splits))]
+        for column in ("text", "embedding"):
+            if column not in data.column_names:
+                raise ValueError(f"{source}: the column {column!r} is missing; it has {', '.join(data.column_names)}")
+        row_of = {text: row for row, text in enumerate(data["text"])}
+        if missing := next((passage for passage in passages if passage not in row_of), None):
+            raise ValueError(f"{source}: there is no embedding of the passage {missing[:60]!r}")
+        chosen = data.select([row_of[passage] for passage in passages]).with_format("numpy")
+        vectors = np.stack(chosen["embedding"][:]).astype(np.float32)
+    for start in range(0, len(vectors), 65_536):
+        if not np.isfinite(vectors[start : start + 65_536]).all():
+            raise ValueError(f"{source}: there are values that are not finite numbers")
+    return vectors

@@ -1,0 +1,370 @@
+"""Adapters: instructed queries obey, and everything else of the base model stays as it was, bit for bit."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from qdrant_client import QdrantClient, models
+from sentence_transformers import SentenceTransformer
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from sentence_transformers_inf import load_instruction_model, load_records
+from sentence_transformers_inf.evaluation import measure
+from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
+from sentence_transformers_inf.modules import attach_adapter, detach_adapter, encoder_of
+from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, training_dataset
+from sentence_transformers_inf.training import train
+from tests.commands import run_commands
+
+RECIPE = {"update": "queries", "batch_size": 4, "epochs": 2, "evaluations": 2, "show_progress": False}
+FORMS = {"lora": {}, "copy": {"lora_r": 0}, "merged": {"merge_base": True}}
+TOLD = {"instruction": "For young children, in simple words.", "query": "why is the sky blue"}
+JOINED = "why is the sky blue For young children, in simple words."
+INPUT = st.one_of(
+    st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=40),
+    st.fixed_dictionaries(
+        {"query": st.text("abc xyz", max_size=30), "instruction": st.one_of(st.none(), st.text("mno pqr", max_size=60))}
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    load_records("mini", "train").select(range(16)).to_json(folder / "train.jsonl")
+    load_records("mini", "validation").select(range(6)).to_json(folder / "validation.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(base):
+    return SentenceTransformer(base).eval()
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def adapted(request, base, corpus, tmp_path_factory):
+    """(form, folder, the model as trained) of each form in which an adapter is saved."""
+    folder = tmp_path_factory.mktemp(request.param) / "adapter"
+    return request.param, folder, train(corpus, base, folder, **RECIPE, **FORMS[request.param]).eval()
+
+
+@pytest.fixture(scope="module")
+def lora(base, corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "adapter"
+    train(corpus, base, folder, **RECIPE)
+    return folder
+
+
+def is_told(item):
+    return isinstance(item, dict) and bool((item["instruction"] or "").strip())
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(inputs=st.lists(INPUT, min_size=1, max_size=6))
+def test_all_but_instructed_queries_has_the_base_s_embedding_bit_for_bit(plain, adapted, inputs):
+    _, folder, trained = adapted
+    untold = [row for row, item in enumerate(inputs) if not is_told(item)]
+    texts = [item if isinstance(item, str) else item["query"] for item in (inputs[row] for row in untold)]
+    loaded = LOADED.setdefault(folder, load_instruction_model(folder)) if folder not in LOADED else LOADED[folder]
+    for model in (trained, loaded):
+        embeddings = model.encode(inputs)
+        if texts:
+            assert np.array_equal(embeddings[untold], plain.encode(texts))
+            assert np.array_equal(model.encode_query(texts), plain.encode(texts))
+            assert np.array_equal(model.encode_document(texts), plain.encode(texts))
+
+
+LOADED: dict = {}
+
+
+def test_it_saves_and_loads_and_needs_no_more_than_it_says(plain, adapted, base):
+    form, folder, trained = adapted
+    loaded = load_instruction_model(folder)
+    told = trained.encode([TOLD, "a passage"])
+    assert np.allclose(loaded.encode([TOLD, "a passage"]), told, atol=1e-6)
+    assert not np.allclose(told[0], plain.encode(JOINED), atol=1e-3)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    assert (size < 8) == (form == "lora")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "bit for bit" in card
+    assert ("attach_adapter" in card) == (form != "merged")
+    # A machine without this package encodes joined strings.
+    code = (
+        "import sys, numpy as np; sys.modules['sentence_transformers_inf'] = None\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        "model = SentenceTransformer(sys.argv[1])\n"
+        "np.save(sys.argv[2], model.encode([sys.argv[3]], **({'task': 'instructed'} if len(sys.argv) > 4 else {})))"
+    )
+    file = folder.parent / "there.npy"
+    arguments = [folder, file, JOINED, *(["merged"] if form == "merged" else [])]
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
+    assert np.allclose(np.load(file)[0], told[0], atol=1e-6)
+
+
+def test_the_best_checkpoint_is_what_is_saved(corpus, base, tmp_path, caplog):
+    """A LoRA beside its base is loaded again from the trainer's checkpoint."""
+    with caplog.at_level(logging.ERROR):
+        model = train(corpus, base, tmp_path / "m", **RECIPE, learning_rate=0.02, warmup=0.9).eval()
+    assert "Could not load the best model" not in caplog.text
+    log = tmp_path / "m" / "eval" / "instruction_following_evaluation_validation_results.csv"
+    scores = [float(line.split(",")[2]) for line in log.read_text().splitlines()[1:]]
+    assert scores[0] != scores[1]
+    assert measure(model, load_records(corpus, "validation")).means()["p_mrr"] == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_an_index_of_the_plain_model_is_searched_with_instructions(base, lora, tmp_path):
+    """Through Qdrant, over vectors that another process made without this package: the evaluator's pair accuracy."""
+    records = load_records("mini", "test").select(range(60))
+    passages = distinct_passages([records])
+    (tmp_path / "passages.json").write_text(json.dumps(passages))
+    code = (
+        "import sys, json, numpy as np; sys.modules['sentence_transformers_inf'] = None\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        "np.save(sys.argv[3], SentenceTransformer(sys.argv[1]).encode(json.load(open(sys.argv[2]))))"
+    )
+    arguments = [base, tmp_path / "passages.json", tmp_path / "index.npy"]
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
+    vectors = np.load(tmp_path / "index.npy")
+    client = QdrantClient(path=str(tmp_path / "qdrant"))
+    client.create_collection("p", models.VectorParams(size=vectors.shape[1], distance=models.Distance.COSINE))
+    client.upload_collection("p", vectors, ids=range(len(vectors)))
+
+    model, rows = load_instruction_model(lora), passage_rows(records, passages)
+    right = 0
+    for record, (positive, negative, _) in zip(records, rows.tolist()):
+        obeyed = []
+        for instruction, first in (("instruction_positive", positive), ("instruction_negative", negative)):
+            query = model.encode_query({"instruction": record[instruction], "query": record["query_positive"]})
+            both = models.Filter(must=[models.HasIdCondition(has_id=[positive, negative])])
+            found = client.query_points("p", query=query.tolist(), query_filter=both, limit=1).points
+            obeyed.append(found[0].id == first)
+        right += all(obeyed)
+    client.close()
+    result = measure(model, records)
+    assert 100 * right / len(records) == pytest.approx(result.means()["pair_accuracy"])
+    through_index = measure(model, records, passage_embeddings=vectors[rows.ravel()]).means()
+    assert through_index == pytest.approx(result.means(), abs=1e-4)
+
+
+def test_adapters_stand_side_by_side_on_one_base_and_come_off(base, lora, plain):
+    one = load_instruction_model(base)
+    first, second = attach_adapter(one, lora), attach_adapter(one, lora)
+    with torch.no_grad():
+        for name, weight in encoder_of(second).named_parameters():
+            if "lora_B" in name:
+                weight.neg_()
+    told = [model.encode(TOLD) for model in (first, second, load_instruction_model(lora))]
+    assert np.array_equal(told[0], told[2])
+    assert not np.allclose(told[0], told[1], atol=1e-3)
+    # Three models, one set of base weights.
+    assert len({weight.data_ptr() for weight in one.parameters()}) == len(list(one.parameters()))
+    shared = {weight.data_ptr() for weight in one.parameters()}
+    for model in (first, second):
+        assert shared <= {weight.data_ptr() for weight in model.parameters()}
+        assert sum(w.numel() for w in model.parameters() if w.data_ptr() not in shared) < 2_000_000
+    base_again = detach_adapter(first)
+    assert np.array_equal(base_again.encode([JOINED, "a passage"]), plain.encode([JOINED, "a passage"]))
+    with pytest.raises(ValueError, match="has no adapter"):
+        detach_adapter(base_again)
+
+
+def test_another_base_is_refused(base, lora, tmp_path):
+    other = load_instruction_model(base)
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1
+    with pytest.raises(ValueError, match="other weights"):
+        attach_adapter(other, lora)
+    config = BertConfig(vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(tmp_path / "small")
+    BertTokenizerFast.from_pretrained(base).save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match="384 dimensions, and this base model's have 32"):
+        load_instruction_model(lora, base=tmp_path / "small")
+    with pytest.raises(FileNotFoundError, match="there is no adapter here"):
+        attach_adapter(other, base)
+    with pytest.raises(ValueError, match="is no adapter"):
+        load_instruction_model(base, base=base)
+
+
+def test_threads_do_not_disturb_each_other(lora, plain):
+    model = load_instruction_model(lora)
+    expected, wrong = (model.encode([TOLD]), plain.encode(["a passage"])), []
+
+    def encode(inputs, embedding):
+        for _ in range(20):
+            if not np.array_equal(model.encode(inputs), embedding):
+                wrong.append(inputs)
+
+    threads = [threading.Thread(target=encode, args=case) for case in zip(([TOLD], ["a passage"]), expected)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_several_processes_encode_with_an_adapter(lora):
+    model = load_instruction_model(lora)
+    inputs = [TOLD, "a passage", "another", {"instruction": "", "query": "sky"}] * 3
+    assert np.allclose(model.encode(inputs, device=["cpu", "cpu"], chunk_size=4), model.encode(inputs), atol=1e-6)
+
+
+def test_passages_are_encoded_once(base, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("sentence_transformers_inf.passages.cached_assets_path", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("sentence_transformers_inf.passages._BLOCK", 8)
+    model = load_instruction_model(base)
+    passages = distinct_passages([load_records(corpus, "train")])
+    encode, calls = model.encode_document, []
+
+    def until_killed(texts, **kwargs):
+        calls.append(len(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(texts, **kwargs)
+
+    monkeypatch.setattr(model, "encode_document", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        encode_passages(model, passages)
+    vectors = encode_passages(model, passages)
+    assert sum(calls) - 8 == len(passages)  # the block that was interrupted is the only one encoded again
+    assert np.allclose(vectors, encode(passages), atol=1e-6)
+    assert np.array_equal(encode_passages(model, passages), vectors)
+    assert sum(calls) - 8 == len(passages)
+    assert encode_passages(model, passages[:9]).shape == (9, 384)  # other passages, another file
+
+
+@pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
+def test_passages_made_before_give_the_loss_and_gradients_of_encoding_them(model, few_records, kind):
+    view = training_dataset(few_records)
+    queries = [model.preprocess(view[column]) for column in view.column_names[:3]]
+    texts = distinct_passages([few_records])
+    rows = passage_rows(few_records, texts)
+    vectors = model.encode(texts)
+    fixed = torch.from_numpy(vectors[rows.flatten()])
+    found = []
+    for made in (True, False):
+        model.zero_grad()
+        options = {"passage_embeddings": vectors} if made else {}
+        loss = kind(model, "multi_P_I_IQ", sampled_instructions=2, plain_weight=0.5, **options)
+        columns = [dict(column) for column in queries]
+        if made:
+            value = loss(columns, torch.from_numpy(rows))
+        else:
+            score = loss._score
+
+            def frozen(embeddings, batch, *rest, score=score):
+                return score(embeddings.index_copy(0, batch.passage, fixed), batch, *rest)
+
+            loss._score = frozen
+            columns += [model.preprocess(view[column]) for column in PASSAGE_COLUMNS]
+            value = loss(columns)
+        value.backward()
+        found.append(
+            (
+                value.item(),
+                {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None},
+            )
+        )
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+    for name, gradient in found[0][1].items():
+        assert torch.allclose(gradient, found[1][1][name], atol=1e-5), name
+
+
+def test_labels_must_say_which_passages(model, few_records):
+    queries = [model.preprocess(training_dataset(few_records)[column]) for column in ("instructed_query", "poisoned_query")]
+    loss = InstructionContrastiveLoss(model, passage_embeddings=np.zeros((4, 384), dtype=np.float32))
+    with pytest.raises(ValueError, match="need labels of shape B×2"):
+        loss(queries)
+    with pytest.raises(ValueError, match="anchor_weight"):
+        InstructionContrastiveLoss(model, anchor_weight=1.0, passage_embeddings=np.zeros((4, 384), dtype=np.float32))
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet"])
+def test_a_small_model_learns_to_land_among_vectors_from_elsewhere(base, corpus, tmp_path, form):
+    """Another model's space, of another dimension: queries, instructed and bare, find their passages there."""
+    splits = [load_records(corpus, name) for name in ("train", "validation")]
+    texts = distinct_passages(splits)
+    turn = torch.linalg.qr(torch.randn(384, 384, generator=torch.Generator().manual_seed(0)))[0][:, :64].numpy()
+    vectors = (SentenceTransformer(base).encode(texts) @ turn).astype(np.float32)
+    if form == "npy":
+        np.save(tmp_path / "v.npy", vectors)
+    else:
+        from datasets import Dataset
+
+        order = np.random.default_rng(0).permutation(len(texts))
+        shuffled = {"text": [texts[row] for row in order], "embedding": vectors[order].tolist()}
+        Dataset.from_dict(shuffled).to_parquet(tmp_path / "v.parquet")
+    source = tmp_path / f"v.{form}"
+    read = read_passage_embeddings(source, texts)
+    assert np.array_equal(read, vectors)
+    options = {**RECIPE, "epochs": 12, "learning_rate": 1e-3, "frozen_layers": 0}
+    train(corpus, base, tmp_path / "m", passage_embeddings=source, **options)
+    model = SentenceTransformer(str(tmp_path / "m"))  # an ordinary model
+    assert model.get_embedding_dimension() == 64
+    train_vectors = vectors[passage_rows(splits[0], texts).ravel()]
+    means = measure(load_instruction_model(tmp_path / "m"), splits[0], passage_embeddings=train_vectors).means()
+    assert means["ndcg_at_10"] > 60  # a random ranking of 48 passages: about 10
+    assert means["plain_ndcg_at_10"] > 60
+
+
+def test_vectors_that_do_not_fit_are_refused(tmp_path):
+    from datasets import Dataset
+
+    texts = ["a", "b"]
+    np.save(tmp_path / "short.npy", np.zeros((1, 4), dtype=np.float32))
+    np.save(tmp_path / "nan.npy", np.full((2, 4), np.nan, dtype=np.float32))
+    Dataset.from_dict({"text": ["a"], "embedding": [[1.0]]}).to_parquet(tmp_path / "less.parquet")
+    Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "none.parquet")
+    for name, message in {"short.npy": "a row for each of the 2", "nan.npy": "not finite", "less.parquet": "passage 'b'",
+                          "none.parquet": "'embedding' is missing"}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            read_passage_embeddings(tmp_path / name, texts)
+    with pytest.raises(FileNotFoundError):
+        read_passage_embeddings(tmp_path / "no.npy", texts)
+
+
+def test_the_command_line_searches_an_existing_index(base, lora, tmp_path, plain):
+    texts = ["The sky is blue because air scatters blue light.", "Taxes are due in April.", "Vaccines train the body."]
+    (tmp_path / "c.txt").write_text("\n".join(texts))
+    vectors = plain.encode(texts)
+    np.save(tmp_path / "i.npy", vectors)
+    np.savez(tmp_path / "i.npz", vectors)
+    index = faiss.IndexFlatIP(384)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "i.faiss"))
+    np.save(tmp_path / "other.npy", vectors[:2])
+    (tmp_path / "bad.faiss").write_text("no index")
+    command = ["inf-embed", "search", lora, "--corpus", tmp_path / "c.txt", "--query", "why is the sky blue"]
+    command += ["--instruction", "In simple words."]
+    names = [None, "i.npy", "i.npz", "i.faiss", "other.npy", "bad.faiss", "none.npy"]
+    done, printed = run_commands(
+        {**os.environ, "COLUMNS": "160"}, *[[*command, *(["--index", tmp_path / name] if name else [])] for name in names]
+    )
+    assert [status for status, _ in done] == [0, 0, 0, 0, 2, 2, 2], printed[-2000:]
+    tables = [re.findall(r"^│ .*", table, flags=re.M) for table in printed.split("In simple words.")[1:5]]
+    assert len(tables[0]) == 3
+    assert all(table == tables[0] for table in tables)
+    for (_, err), message in zip(done[4:], ["an index of 3 passages in 384", "a FAISS index", "no such index"]):
+        assert message in " ".join(err.split())
+
+
+def test_settings_that_contradict_each_other_are_refused(corpus, tmp_path):
+    for options, message in [
+        ({"update": "passages"}, "unknown update 'passages'"),
+        ({"update": "queries", "share_encoder": False}, "leave share_encoder out"),
+        ({"passage_embeddings": "v.npy"}, "use them with update='queries'"),
+        ({"lora_r": -1}, "lora_r must not be negative"),
+        ({"lora_r": 4, "base_weight": 0.2}, "base_weight"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train(corpus, output=tmp_path / "m", **options)
