@@ -292,10 +292,17 @@ class InstructionTransformer(Transformer):
             features["instruction_attention_mask"] = mask[count:]
         return features
 
+    def train(self, mode: bool = True) -> InstructionTransformer:
+        """As ``Module.train``."""
+        if mode:
+            self._kept = (None, {})
+        return super().train(mode)
+
     def _kept_instructions(self) -> dict[tuple[int, ...], Tensor] | None:
         """Token embeddings of instructions seen before, by their tokens: at serving time few are used again and again.
 
-        ``None`` where gradients are wanted. They go when the weights change.
+        ``None`` where gradients are wanted. They go when the weights change: with :meth:`train`, because a fused
+        optimizer leaves no trace in the weights' versions, and when versions, device or precision are others.
         """
         if torch.is_grad_enabled() or self.training:
             return None
