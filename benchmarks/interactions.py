@@ -112,12 +112,16 @@ def main() -> None:
         if not (recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")).get("finished")):
             settings = {"objective": objective, "interaction": interaction, "sampled_instructions": sampled}
             train("mini", output=folder, max_records=options.records, evaluations=2, **settings)
-        model = load_instruction_model(folder).eval()
-        row = {"run": name, "minutes": json.loads(recipe.read_text(encoding="utf-8")).get("minutes")}
-        for split in splits:
-            means = measure(model, load_records("mini", split)).means()
-            row |= {f"{split} {column}": means[column] for column in COLUMNS}
-        row |= {"step_seconds": step_seconds(interaction, objective, sampled), **serving(model)}
+        measured = folder / "row.json"
+        if not measured.exists() or (options.test and "test p_mrr" not in json.loads(measured.read_text(encoding="utf-8"))):
+            model = load_instruction_model(folder).eval()
+            row = {"run": name, "minutes": json.loads(recipe.read_text(encoding="utf-8")).get("minutes")}
+            for split in splits:
+                means = measure(model, load_records("mini", split)).means()
+                row |= {f"{split} {column}": means[column] for column in COLUMNS}
+            row |= {"step_seconds": step_seconds(interaction, objective, sampled), **serving(model)}
+            measured.write_text(json.dumps(row), encoding="utf-8")
+        row = json.loads(measured.read_text(encoding="utf-8"))
         results.append(row)
         print(json.dumps(row), flush=True)
 

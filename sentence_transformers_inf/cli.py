@@ -140,6 +140,7 @@ def train(
         gradient_checkpointing=gradient_checkpointing,
         max_records=max_records,
         overwrite=overwrite,
+        say=lambda line: console.print(line, markup=False, soft_wrap=True),
     )
     console.print(f"\nThe model is in {output}. Measure it: inf-embed evaluate {output} --data {data}")
     if push_to_hub is not None:

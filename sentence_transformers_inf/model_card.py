@@ -84,8 +84,8 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
     assert isinstance(first, InstructionTransformer)
     adapter = _read(folder / ADAPTER_FILE)
     if adapter:
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
-        adapter["mib"] = size / 2**20
+        weights = [path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts]
+        adapter["mib"] = sum(path.stat().st_size for path in weights) / 2**20
     name = folder.resolve().name if name is None else name
     recipe, results = (_read(folder / file) for file in (RECIPE_FILE, RESULTS_FILE))
     records, benchmarks = results.get("records", []), results.get("benchmarks", [])
@@ -115,7 +115,11 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
         max_passage_length=first.max_seq_length,
         dimension=model.get_embedding_dimension(),
         recipe=recipe,
-        settings={key: value for key, value in recipe.items() if key not in _NOT_SETTINGS and value is not None},
+        settings={
+            key: Path(value).name if key == "passage_embeddings" else value
+            for key, value in recipe.items()
+            if key not in _NOT_SETTINGS and value is not None
+        },
         evaluations=[entry | {"data": _shown(entry["data"], entry["data_on_hub"])} for entry in records],
         metrics={metric: METRIC_NAMES[metric] for metric in METRICS},
         benchmarks=_benchmark_rows(benchmarks),

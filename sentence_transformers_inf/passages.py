@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, load_dataset
+from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
@@ -55,8 +56,15 @@ def encode_passages(
         digest.update(passage.encode() + b"\0")
     folder = cached_assets_path("sentence-transformers-inf", namespace="passages")
     path = folder / f"{digest.hexdigest()[:24]}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
+    with FileLock(path.with_suffix(".lock")):  # the processes of one run want the same passages
+        if not path.exists():
+            _encode_into(path, model, passages, batch_size, show_progress)
+    return np.load(path, mmap_mode="r")
+
+
+def _encode_into(
+    path: Path, model: SentenceTransformer, passages: Sequence[str], batch_size: int, show_progress: bool
+) -> None:
     partial, progress = path.with_suffix(".partial"), path.with_suffix(".count")
     done = int(progress.read_text()) if progress.exists() and partial.exists() else 0
     shape = (len(passages), int(model.get_embedding_dimension() or 0))
@@ -72,7 +80,6 @@ def encode_passages(
             bar.update(len(block))
     partial.rename(path)
     progress.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
 
 
 def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDArray[np.float32]:

@@ -12,8 +12,9 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import set_seed
 
 from sentence_transformers_inf.bundled import BUNDLED_BASE, bundled_base
@@ -35,9 +37,12 @@ from sentence_transformers_inf.model_card import RECIPE_FILE, write_model_card
 from sentence_transformers_inf.modules import (
     InstructionTransformer,
     add_lora,
+    encoder_of,
     encoders_of,
+    has_lora,
     instructed_tower,
     load_instruction_model,
+    lora_targets,
     merge_lora,
     name_base,
     save_adapter,
@@ -53,6 +58,8 @@ from sentence_transformers_inf.records import (
     revision_of,
     training_dataset,
 )
+
+_NOT_OF_THE_RUN = ("output", "overwrite", "show_progress", "say")
 
 ADAPTER_LORA_R = 32
 """Rank of the LoRA of ``update="queries"``."""
@@ -97,6 +104,7 @@ def train(
     max_records: int | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> SentenceTransformer:
     """Train an instruction-following embedding model and save it.
 
@@ -147,6 +155,7 @@ def train(
         max_records: Train on the first so many records only.
         overwrite: Start anew in a folder that holds another or a finished run.
         show_progress: Show a progress bar.
+        say: Told what was inferred of the base.
 
     Returns:
         The best model, as saved.
@@ -161,10 +170,11 @@ def train(
     if update not in ("both", "queries"):
         raise ValueError(f"unknown update {update!r}; there are both and queries")
     schedule = SCHEDULES["lora" if lora_r else update]
-    epochs, learning_rate = epochs or schedule["epochs"], learning_rate or schedule["learning_rate"]
+    epochs = schedule["epochs"] if epochs is None else epochs
+    learning_rate = schedule["learning_rate"] if learning_rate is None else learning_rate
     plain_weight = 0.0 if adapter else plain_weight
     settings = {name: value for name, value in locals().items() if name in inspect.signature(train).parameters}
-    settings = {name: value for name, value in settings.items() if name not in ("output", "overwrite", "show_progress")}
+    settings = {name: value for name, value in settings.items() if name not in _NOT_OF_THE_RUN}
     _check(settings)
     output = Path(output)
 
@@ -204,6 +214,7 @@ def train(
             _freeze(encoder, frozen_layers)
         if gradient_checkpointing:
             encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+    say(_describe(model))
     base_state = {name: value.clone() for name, value in model.state_dict().items()} if base_weight else {}
 
     evaluator = None
@@ -338,6 +349,21 @@ def _replace_dropout(
                 replaced.append((parent, name, module))
                 setattr(parent, name, HiddenDropout(rate, mask))
     return replaced
+
+
+def _describe(model: SentenceTransformer) -> str:
+    """What was inferred of a base, in a line."""
+    modules = encoder_of(model)
+    encoder, pooling = cast(InstructionTransformer, modules[0]), modules[1] if len(modules) > 1 else None
+    parts = [type(encoder.model).__name__]
+    if isinstance(pooling, Pooling):
+        parts.append(f"{pooling.pooling_mode} pooling")
+    if encoder.tokenizer is not None:
+        parts.append(f"padding on the {encoder.tokenizer.padding_side}")
+    parts += [f"prompt {prompt!r} before a {name}" for name, prompt in model.prompts.items() if prompt]
+    if has_lora(encoder):
+        parts.append(f"LoRA on {', '.join(lora_targets(encoder.model))}")
+    return f"Base: {'; '.join(parts)}"
 
 
 def _into_space(model: SentenceTransformer, dimension: int) -> SentenceTransformer:

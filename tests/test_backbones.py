@@ -171,8 +171,14 @@ def test_training_sees_the_prompts_of_use(base, data, tmp_path, monkeypatch):
         return forward(self, features, **kwargs)
 
     monkeypatch.setattr(InstructionTransformer, "forward", look)
-    train(data, tmp_path / "e5-tiny", tmp_path / "m", max_records=4, batch_size=4, epochs=1, show_progress=False)
+    options = {"max_records": 4, "batch_size": 4, "epochs": 1, "show_progress": False, "lora_r": 2}
+    lines = []
+    train(data, tmp_path / "e5-tiny", tmp_path / "m", say=lines.append, **options)
     assert seen == {"query :", "passage :"}
+    assert lines == [
+        "Base: BertModel; mean pooling; padding on the right; prompt 'query: ' before a query; prompt 'passage: ' before a "
+        "document; LoRA on dense, key, query, value"
+    ]
 
 
 @pytest.mark.parametrize("interaction", ["concatenation", "paper", "gated"])
@@ -185,9 +191,9 @@ def test_the_side_of_the_padding_does_not_matter(backbone, interaction):
         assert np.allclose(model.encode([*PAIRS, "a passage"]), alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("towers", [1, 2])
-@pytest.mark.parametrize("lora_r", [0, 4])
-@pytest.mark.parametrize("interaction", ["concatenation", "gated"])
+@pytest.mark.parametrize(
+    ("interaction", "lora_r", "towers"), [("concatenation", 0, 1), ("gated", 4, 1), ("gated", 0, 2), ("concatenation", 4, 2)]
+)
 def test_every_objective_reaches_the_encoder(backbone, interaction, lora_r, towers, few_records):
     model = load_instruction_model(backbone, interaction=interaction)
     model = two_towers(model) if towers == 2 else model

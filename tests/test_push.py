@@ -11,6 +11,7 @@ from tests.test_builder import KEY, Server
 from tests.test_hub import TOKEN, WITHOUT_PACKAGE, Hub, error_line
 
 REPO = "user/inf-embed"
+PAIRS = [{"instruction": "For children.", "query": "why is the sky blue"}, {"instruction": "Brief.", "query": "tax"}]
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +202,34 @@ def test_no_token_or_key_reaches_a_log_an_exception_or_a_file(hub, trained, tmp_
         assert secret not in printed
         for path in work.rglob("*"):
             assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+
+
+def test_attention_adapters_and_towers_come_back_from_the_hub(hub, trained, tmp_path):
+    options = {"gated": ["--interaction", "gated"], "adapter": ["--update", "queries"], "towers": ["--separate-encoders"]}
+    train = ["inf-embed", "train", "--data", trained.parent / "data", "--batch-size", 4, "--epochs", 1]
+    done, printed = hub.commands(
+        tmp_path / "hf",
+        *[[*train, "--output", name, "--push-to-hub", f"user/{name}", *words] for name, words in options.items()],
+        cwd=tmp_path,
+    )
+    assert [status for status, _ in done] == [0] * 3, printed[-4000:]
+    script = (
+        "import numpy as np\nfrom huggingface_hub import ModelCard\n"
+        "from sentence_transformers_inf import load_instruction_model\n"
+        f"for name in {list(options)!r}:\n"
+        "    model = load_instruction_model('user/' + name)\n"
+        f"    np.save(name + '.npy', model.encode_query([*{PAIRS!r}, 'sky']))\n"
+        "    text = ModelCard.load('user/' + name).text\n"
+        "    exec(text.split('```python')[1].split('```')[0])\n"
+        "    open(name + '.md', 'w').write(text)\n"
+    )
+    result = hub.run(tmp_path / "there", "-c", script, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name in options:
+        expected = load_instruction_model(tmp_path / name).encode_query([*PAIRS, "sky"])
+        assert np.allclose(np.load(tmp_path / f"{name}.npy"), expected, atol=1e-6), name
+    cards = {name: (tmp_path / f"{name}.md").read_text() for name in options}
+    assert "instructions need sentence-transformers-inf" in cards["gated"]
+    assert "bit for bit" in cards["adapter"]
+    assert 'attach_adapter(base, "user/adapter")' in cards["adapter"]
+    assert "Queries and passages have an encoder each" in cards["towers"]

@@ -26,6 +26,8 @@ from sentence_transformers_inf.modules.instruction_router import (
 )
 from sentence_transformers_inf.modules.instruction_transformer import CONFIG_FILE, check_template, take_instructions
 
+_UNREADABLE = "{name}: cannot be loaded as a SentenceTransformer: {error}"
+
 
 def load_instruction_model(
     model: str | Path | SentenceTransformer,
@@ -87,7 +89,10 @@ def _load(name: str, base: str | Path | SentenceTransformer | None, **kwargs: An
     place: dict[str, Any] = {
         key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs
     }
-    adapter = load_file_path(name, ADAPTER_FILE, **place)
+    try:
+        adapter = load_file_path(name, ADAPTER_FILE, **place)
+    except OSError as error:
+        raise OSError(_UNREADABLE.format(name=name, error=error)) from error
     if adapter is not None:
         settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
         if base is None:
@@ -102,7 +107,7 @@ def _load(name: str, base: str | Path | SentenceTransformer | None, **kwargs: An
     try:
         model = SentenceTransformer(name, **kwargs)
     except (OSError, ValueError) as error:
-        raise OSError(f"{name}: cannot be loaded as a SentenceTransformer: {error}") from error
+        raise OSError(_UNREADABLE.format(name=name, error=error)) from error
 
     modules_file = load_file_path(name, "modules.json", **place)
     if modules_file is None:
