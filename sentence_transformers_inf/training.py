@@ -42,7 +42,6 @@ from sentence_transformers_inf.modules import (
     has_lora,
     instructed_tower,
     load_instruction_model,
-    lora_targets,
     merge_lora,
     name_base,
     save_adapter,
@@ -362,7 +361,7 @@ def _describe(model: SentenceTransformer) -> str:
         parts.append(f"padding on the {encoder.tokenizer.padding_side}")
     parts += [f"prompt {prompt!r} before a {name}" for name, prompt in model.prompts.items() if prompt]
     if has_lora(encoder):
-        parts.append(f"LoRA on {', '.join(lora_targets(encoder.model))}")
+        parts.append(f"LoRA on {', '.join(sorted(encoder.model.peft_config['default'].target_modules))}")
     return f"Base: {'; '.join(parts)}"
 
 

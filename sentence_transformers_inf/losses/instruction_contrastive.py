@@ -194,7 +194,7 @@ class InstructionContrastiveLoss(nn.Module):
         embeddings = torch.cat([features["sentence_embedding"] for features in encoded])
         return self._score(embeddings, batch, self._every_instruction(encoded, batch) if batch.every else None)
 
-    def _plan(self, columns: list[dict[str, Any]], labels: Tensor | None) -> _Batch:
+    def _plan(self, columns: list[dict[str, Any]], labels: Tensor | None = None) -> _Batch:
         given = self.passage_embeddings is not None
         k = len(columns) if given else len(columns) // 2
         if given and (labels is None or labels.ndim != 2 or labels.shape[1] != k):
