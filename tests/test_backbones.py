@@ -192,7 +192,8 @@ def test_the_side_of_the_padding_does_not_matter(backbone, interaction):
 
 
 @pytest.mark.parametrize(
-    ("interaction", "lora_r", "towers"), [("concatenation", 0, 1), ("gated", 4, 1), ("gated", 0, 2), ("concatenation", 4, 2)]
+    ("interaction", "lora_r", "towers"),
+    [("concatenation", 0, 1), ("gated", 0, 1), ("gated", 4, 1), ("gated", 0, 2), ("concatenation", 4, 2)],
 )
 def test_every_objective_reaches_the_encoder(backbone, interaction, lora_r, towers, few_records):
     model = load_instruction_model(backbone, interaction=interaction)
