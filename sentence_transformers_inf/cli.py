@@ -42,7 +42,7 @@ def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
     try:
         app()
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("INF_EMBED_TRACEBACK"):
             raise
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", markup=False)
