@@ -1,28 +1,305 @@
-"""How varied the texts of a corpus are."""
+"""How varied the texts of a corpus are: similarity of embeddings, n-grams, and a map of them.
+
+After Figure 3 of Zhuang et al. 2025 (arXiv:2505.21439). Most measures depend on the number of texts: compare samples of one
+size.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
+import base64
+import hashlib
+import importlib.resources
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
 
 from dataset_builder.quality import words
 
+_CHUNK = 8192  # embeddings, or texts, at a time
+_WORDS_KEPT = 1_000_000  # hashes of words that are remembered
+_PARTS = 64  # files that the n-grams are spread over, so that one of them is in memory at a time
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
-def distinct_n(texts: Iterable[str], n: int) -> float:
-    """Distinct-n: the number of distinct n-grams of words over that of all (Li et al. 2016, arXiv:1510.03055, §5.2).
+KINDS = {"instructions": ("instruction",), "queries": ("query",), "passages": ("passage", "negative")}
+"""The kinds of text of a corpus, and their columns in its rows."""
+
+
+@dataclass(frozen=True)
+class NGrams:
+    """Counts of the n-grams of words in a corpus."""
+
+    texts: int
+    total: int
+    """N, the n-grams of all texts."""
+    distinct: int
+    """D, the different ones among them."""
+    deviation: float
+    """σ, the population standard deviation of the D counts."""
+    entropy: float
+    """−Σ (c/N) log2(c/N) over the D counts c, in bits."""
+
+    @property
+    def inter_sample_frequency(self) -> float:
+        """Inter-sample n-gram frequency (INGF), D / σ: higher is more diverse. After component 2 of the data quality index
+        of Mishra et al. 2020 (arXiv:2005.00816); infinite where all n-grams are equally frequent."""
+        return self.distinct / self.deviation if self.deviation else math.inf
+
+    @property
+    def distinct_share(self) -> float:
+        """Distinct-n, D / N (Li et al. 2016, arXiv:1510.03055, §5.2); 0 where no text has n words."""
+        return self.distinct / self.total if self.total else 0.0
+
+
+def count_ngrams(texts: Iterable[str], n: int) -> NGrams:
+    """Count the n-grams of words within texts.
+
+    Texts are read once and in chunks; the n-grams go to disk as hashes of 64 bits, in parts that are counted one by one, so
+    memory is bounded by a chunk and the largest part.
 
     Args:
-        texts: Texts of one kind. The value falls with their number, so only samples of one size can be compared.
+        texts: Texts of one kind.
         n: Words in a gram.
-
-    Returns:
-        Between 0 and 1; 0 where no text has ``n`` words.
     """
-    seen: set[tuple[str, ...]] = set()
-    total = 0
+    hashes: dict[str, int] = {}
+    seen = 0
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [Path(folder) / str(number) for number in range(_PARTS)]
+        iterator = iter(texts)
+        while chunk := list(islice(iterator, _CHUNK)):
+            seen += len(chunk)
+            grams = _hashed_ngrams(chunk, n, hashes)
+            part_of = (grams >> np.uint64(58)).astype(np.intp)
+            order = np.argsort(part_of, kind="stable")
+            ends = np.searchsorted(part_of[order], np.arange(_PARTS), side="right")
+            for path, of_part in zip(parts, np.split(grams[order], ends[:-1])):
+                with path.open("ab") as file:
+                    of_part.tofile(file)
+        total = distinct = squares = 0
+        logarithms = 0.0  # Σ c log2 c
+        for path in parts:
+            if not path.exists():
+                continue
+            counts = np.unique(np.fromfile(path, dtype=np.uint64), return_counts=True)[1]
+            total += int(counts.sum())
+            distinct += len(counts)
+            squares += int((counts * counts).sum())
+            logarithms += float((counts * np.log2(counts)).sum())
+    if not total:
+        return NGrams(seen, 0, 0, 0.0, 0.0)
+    variance = (squares * distinct - total * total) / distinct**2  # of integers, until it is divided
+    return NGrams(seen, total, distinct, math.sqrt(variance), math.log2(total) - logarithms / total)
+
+
+def _hashed_ngrams(texts: Sequence[str], n: int, hashes: dict[str, int]) -> NDArray[np.uint64]:
+    """Hashes of all n-grams within each of some texts; ``hashes`` remembers those of words."""
+    if len(hashes) > _WORDS_KEPT:
+        hashes.clear()
+    codes: list[int] = []
+    places: list[int] = []  # words that are left in the text, this one included
     for text in texts:
         found = words(text)
-        for gram in zip(*(itertools.islice(found, start, None) for start in range(n))):
-            seen.add(gram)
-            total += 1
-    return len(seen) / total if total else 0.0
+        for word in found:
+            if word not in hashes:
+                hashes[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+            codes.append(hashes[word])
+        places.extend(range(len(found), 0, -1))
+    values, left = np.array(codes, dtype=np.uint64), np.array(places, dtype=np.intp)
+    starts = np.flatnonzero(left >= n)
+    grams = np.zeros(len(starts), dtype=np.uint64)
+    for offset in range(n):
+        grams = _mixed(grams * _FACTOR + values[starts + offset])
+    return grams
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A bijection of 64 bits in which every bit depends on every other (the finaliser of MurmurHash3)."""
+    values = values ^ (values >> np.uint64(33))
+    values = values * np.uint64(0xFF51AFD7ED558CCD)
+    values = values ^ (values >> np.uint64(33))
+    values = values * np.uint64(0xC4CEB9FE1A85EC53)
+    return values ^ (values >> np.uint64(33))
+
+
+def average_pairwise_similarity(embeddings: NDArray[np.floating] | Iterable[NDArray[np.floating]]) -> float:
+    """The mean cosine similarity of all pairs of different rows (APS): lower is more diverse.
+
+    Exact in O(N·d), never N²: for unit vectors, the sum of e_i·e_j over i ≠ j is ‖Σ e_i‖² − N, so the mean is
+    (‖Σ e_i‖² − N) / (N(N − 1)).
+
+    Args:
+        embeddings: N×d, of any length but 0, or an iterable of such arrays (a corpus in parts).
+
+    Raises:
+        ValueError: Fewer than two rows, or a row without direction (zeros, or not finite).
+    """
+    parts = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
+    summed: NDArray[np.float64] | None = None
+    count = 0
+    for part in parts:
+        for start in range(0, len(part), _CHUNK):
+            rows = np.asarray(part[start : start + _CHUNK], dtype=np.float64)
+            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+            if not (np.isfinite(norms) & (norms > 0)).all():
+                bad = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
+                raise ValueError(f"row {count + bad} of the embeddings has no direction: it is zero or not finite")
+            unit_sum = (1 / norms) @ rows
+            summed = unit_sum if summed is None else summed + unit_sum
+            count += len(rows)
+    if summed is None or count < 2:
+        raise ValueError(f"the similarity of pairs needs at least two embeddings, got {count}")
+    return float((summed @ summed - count) / (count * (count - 1)))
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How varied the texts of one kind are in one corpus."""
+
+    distinct_texts: int
+    """Different texts of this kind in the corpus."""
+    sampled: int
+    """How many of them were measured: the same number in all corpora that are compared."""
+    similarity: float
+    """:func:`average_pairwise_similarity`."""
+    ngrams: dict[int, NGrams]
+    """By n."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; what is infinite is null."""
+        by_n = {
+            n: {
+                **asdict(counts),
+                "distinct_n": counts.distinct_share,
+                "ingf": counts.inter_sample_frequency if math.isfinite(counts.inter_sample_frequency) else None,
+            }
+            for n, counts in self.ngrams.items()
+        }
+        return {
+            "distinct_texts": self.distinct_texts,
+            "sampled": self.sampled,
+            "average_pairwise_similarity": self.similarity,
+            "ngrams": by_n,
+        }
+
+
+def analyse(
+    corpora: dict[str, Dataset],
+    encode: Callable[[list[str]], NDArray[np.floating]],
+    sample: int = 10_000,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, Diversity]], dict[str, dict[str, NDArray[np.floating]]]]:
+    """Measure the instructions, queries and passages of corpora on samples of one size.
+
+    Args:
+        corpora: By name: rows as :func:`~sentence_transformers_inf.records.load_rows` returns them.
+        encode: Texts to an N×d array.
+        sample: At most so many distinct texts of a kind; fewer where a corpus has fewer, and then of the others as well.
+        seed: Of the samples.
+
+    Returns:
+        What was found and the embeddings it was found of, both by kind of text and corpus.
+
+    Raises:
+        ValueError: A corpus has fewer than two distinct texts of a kind.
+    """
+    found: dict[str, dict[str, Diversity]] = {}
+    embeddings: dict[str, dict[str, NDArray[np.floating]]] = {}
+    for kind, columns in KINDS.items():
+        texts = {
+            name: list(dict.fromkeys(text for column in columns for text in rows[column] if text))
+            for name, rows in corpora.items()
+        }
+        size = min(sample, *(len(of_corpus) for of_corpus in texts.values()))
+        if size < 2:
+            name = min(texts, key=lambda corpus: len(texts[corpus]))
+            raise ValueError(f"{name}: diversity needs at least two different {kind}, it has {len(texts[name])}")
+        found[kind], embeddings[kind] = {}, {}
+        for name, of_corpus in texts.items():
+            chosen = _sampled(of_corpus, size, seed)
+            embeddings[kind][name] = encode(chosen)
+            similarity = average_pairwise_similarity(embeddings[kind][name])
+            found[kind][name] = Diversity(len(of_corpus), size, similarity, {n: count_ngrams(chosen, n) for n in (1, 2, 3)})
+    return found, embeddings
+
+
+def draw_map(
+    embeddings: dict[str, dict[str, NDArray[np.floating]]], paths: Sequence[Path], seed: int = 0, perplexity: float = 30.0
+) -> None:
+    """A t-SNE map for each kind of text, with the corpora side by side in it.
+
+    Args:
+        embeddings: By kind of text ("instructions", "queries", ...) and corpus: N×d. All corpora of a kind are placed
+            together, so that overlap can be seen.
+        paths: Where to save the picture: PNG, SVG or PDF by the file's name.
+        seed: Of the placement.
+        perplexity: Of t-SNE; at most a third of the points are used as neighbours.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from sklearn.manifold import TSNE
+
+    figure = Figure(figsize=(4.6 * len(embeddings), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (kind, corpora) in zip(np.atleast_1d(figure.subplots(1, len(embeddings))), embeddings.items()):
+        points = np.concatenate(list(corpora.values()))
+        placed = TSNE(
+            init="pca" if len(points) > 2 else "random",
+            perplexity=min(perplexity, max(1.0, (len(points) - 1) / 3)),
+            random_state=seed,
+            metric="cosine",
+        ).fit_transform(points)
+        sizes = np.cumsum([len(of_corpus) for of_corpus in corpora.values()])
+        for name, of_corpus in zip(corpora, np.split(placed, sizes[:-1])):
+            axes.scatter(*of_corpus.T, s=max(1.0, min(12.0, 6000 / len(points))), alpha=0.5, linewidths=0, label=name)
+        axes.set_title(kind)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    handles, names = axes.get_legend_handles_labels()
+    if len(names) > 1:
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), markerscale=3, frameon=False)
+    for path in paths:
+        figure.savefig(path, dpi=150)
+
+
+def write_report(
+    found: dict[str, dict[str, Diversity]],
+    embeddings: dict[str, dict[str, NDArray[np.floating]]],
+    folder: Path,
+    model: str,
+    seed: int = 0,
+) -> None:
+    """Write ``report.json``, the map as ``map.png`` and ``map.svg``, and ``report.html``, which holds both.
+
+    Args:
+        found: What :func:`analyse` found.
+        embeddings: What it measured.
+        folder: Where to write; made if it is not there.
+        model: Name of the embedding model.
+        seed: Of the map.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {kind: {name: diversity.as_dict() for name, diversity in of_kind.items()} for kind, of_kind in found.items()}
+    (folder / "report.json").write_text(
+        json.dumps({"model": model, "diversity": report}, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    draw_map(embeddings, [folder / "map.png", folder / "map.svg"], seed)
+    template = importlib.resources.files("dataset_builder") / "diversity.html"
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template.read_text(encoding="utf-8"))
+    picture = base64.b64encode((folder / "map.png").read_bytes()).decode()
+    (folder / "report.html").write_text(page.render(model=model, found=found, picture=picture), encoding="utf-8")
+
+
+def _sampled(texts: Sequence[str], size: int, seed: int) -> list[str]:
+    """``size`` of the texts, drawn without replacement, in their order; all where there are no more."""
+    if len(texts) <= size:
+        return list(texts)
+    return [texts[int(row)] for row in np.sort(np.random.default_rng(seed).choice(len(texts), size, replace=False))]

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
 
-from dataset_builder.diversity import distinct_n
+from dataset_builder.diversity import count_ngrams
 from dataset_builder.inf_ir import InFIR
 from dataset_builder.quality import normalised
 from sentence_transformers_inf.hub import HUB_ERRORS, HubError, claim_repo, hub_problem
@@ -134,6 +134,6 @@ def _diversity(splits: datasets.DatasetDict) -> dict[str, dict[str, float]]:
         texts = list(itertools.islice((text for data in splits.values() for text in data[column]), _SAMPLE))
         if texts:
             measures = {"distinct": len({normalised(text) for text in texts}) / len(texts)}
-            measures |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
+            measures |= {f"distinct_{n}": count_ngrams(texts, n).distinct_share for n in (1, 2)}
             found[column] = {"texts": len(texts), **measures}
     return found

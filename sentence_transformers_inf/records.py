@@ -50,6 +50,9 @@ ROWS = (
 TRAINING_COLUMNS = ("instructed_query", "poisoned_instruction", "poisoned_query")
 """The instructed queries of :func:`training_dataset`, in the order of :data:`ROWS`."""
 
+ROW_COLUMNS = ("instruction", "query", "passage", "negative")
+"""The columns of :func:`load_rows`."""
+
 _NOT_FOUND = (
     "{source}: no such file or folder, and no such dataset could be read from the Hugging Face Hub (pass 'mini' for the "
     "bundled corpus): {error}"
@@ -77,29 +80,43 @@ def load_records(source: str | Path, split: str | None = None) -> Dataset:
             sides, there is no such split, or none was named and there are several. Nothing is dropped silently.
         FileNotFoundError: No such file, folder or Hub dataset.
     """
-    name, files = _find(source)
-    if files is None:
-        try:
-            data = load_dataset(str(source), split=split)
-        except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-            raise FileNotFoundError(_NOT_FOUND.format(source=source, error=error)) from error
-        except ValueError as error:
-            raise RecordError(f"{source}: {error}") from error
-        if isinstance(data, DatasetDict):
-            chosen = _choose_split(name, list(data), split)
-            data = data[chosen]
-        return _checked(data, name if split is None else f"{name} ({split})")
-    chosen = _choose_split(name, list(files), split)
-    paths = files[chosen]
-    if paths[0].suffix == ".jsonl":
-        for path in paths:
-            _check_json(path)
-    builder = "json" if paths[0].suffix == ".jsonl" else "parquet"
-    try:
-        data = load_dataset(builder, data_files=[str(path) for path in paths], split="train")
-    except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
-        raise RecordError(f"{paths[0]}: cannot be read as {builder}: {error.__cause__ or error}") from error
-    return _checked(data, str(paths[0]) if len(paths) == 1 else name)
+    return _checked(*_read(source, split, REQUIRED_COLUMNS))
+
+
+def load_rows(source: str | Path, split: str | None = None, limit: int | None = None) -> Dataset:
+    """Read any of the known instruction-following corpora as single rows, to compare them or to train on them.
+
+    Args:
+        source: As for :func:`load_records`. Known by their columns are InF-IR records (three rows each),
+            ``samaya-ai/msmarco-w-instructions`` (Promptriever, Weller et al. 2024, arXiv:2409.11136; its rows with an
+            instruction) and ``jhu-clsp/FollowIR-train`` (Weller et al. 2024, arXiv:2403.15246).
+        split: Which split; ``None``: the only one.
+        limit: Read the first so many examples only; of a dataset on the Hub, no more is downloaded than that takes.
+
+    Returns:
+        A dataset with the string columns ``instruction``, ``query``, ``passage`` (right for both) and ``negative``
+        (a passage that is not, instruction negatives before others; null where the corpus has none).
+
+    Raises:
+        RecordError: None of the known corpora, or no row with an instruction in it.
+        FileNotFoundError: No such file, folder or Hub dataset.
+    """
+    data, name = _read(source, split, (), limit)
+    if set(REQUIRED_COLUMNS) <= set(data.column_names):
+        rows = _rows_of_records(_checked(data, name))
+    elif {"only_instruction", "only_query", "positive_passages"} <= set(data.column_names):
+        rows = _rows_of_promptriever(data)
+    elif {"instruction", "query", "document", "label"} <= set(data.column_names):
+        rows = _rows_of_followir(data)
+    else:
+        raise RecordError(
+            f"{name}: neither InF-IR records nor Promptriever's nor FollowIR's training data; it has the columns "
+            f"{', '.join(data.column_names)}"
+        )
+    found = list(rows)
+    if not found:
+        raise RecordError(f"{name}: there is no row with an instruction in it")
+    return Dataset.from_list(found, features=Features({column: Value("string") for column in ROW_COLUMNS}))
 
 
 def is_on_hub(source: str | Path) -> bool:
@@ -159,6 +176,71 @@ def training_dataset(records: Dataset) -> Dataset:
     return records.map(view, batched=True, remove_columns=records.column_names, features=features, desc="Training view")
 
 
+def _rows_of_records(records: Dataset) -> Iterator[dict[str, str | None]]:
+    document, first, _ = PASSAGE_COLUMNS
+    for record in records:
+        for (query, instruction, passage), negative in zip(ROWS, (first, document, document)):
+            yield dict(zip(ROW_COLUMNS, (record[instruction], record[query], record[passage], record[negative])))
+
+
+def _rows_of_promptriever(data: Dataset) -> Iterator[dict[str, str | None]]:
+    def text(passage: dict[str, Any]) -> str:
+        title = passage.get("title") or ""
+        return f"{title} {passage['text']}" if title.strip(" -") else passage["text"]
+
+    for example in data:
+        if example["has_instruction"] and example["only_instruction"] and example["positive_passages"]:
+            negatives = [*(example["new_negatives"] or ()), *(example["negative_passages"] or ())]
+            values = (text(example["positive_passages"][0]), text(negatives[0]) if negatives else None)
+            yield dict(zip(ROW_COLUMNS, (example["only_instruction"], example["only_query"], *values)))
+
+
+def _rows_of_followir(data: Dataset) -> Iterator[dict[str, str | None]]:
+    """Relevant documents of an instructed query, each with the next of its irrelevant ones."""
+    groups: dict[tuple[str, str], tuple[list[str], list[str | None]]] = {}
+    for example in data:
+        relevant = str(example["label"]).strip().lower() in ("true", "1", "1.0")
+        of_query = groups.setdefault((example["instruction"], example["query"]), ([], []))
+        (of_query[0] if relevant else of_query[1]).append(example["document"])
+    for (instruction, query), (relevant_ones, others) in groups.items():
+        for passage, negative in zip(relevant_ones, others + [None] * len(relevant_ones)):
+            yield dict(zip(ROW_COLUMNS, (instruction, query, passage, negative)))
+
+
+def _read(source: str | Path, split: str | None, columns: tuple[str, ...], limit: int | None = None) -> tuple[Dataset, str]:
+    """A source as it is, with its name for messages; ``columns`` must be in every line of JSON Lines."""
+    name, files = _find(source)
+    if files is None:
+        try:
+            if limit is None:
+                data = load_dataset(str(source), split=split)
+            else:
+                chosen = _choose_split(name, get_dataset_split_names(name), split)
+                stream = load_dataset(str(source), split=chosen, streaming=True)
+                data = Dataset.from_list(list(stream.take(limit)), features=stream.features)
+        except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(_NOT_FOUND.format(source=source, error=error)) from error
+        except RecordError:
+            raise
+        except ValueError as error:
+            raise RecordError(f"{source}: {error}") from error
+        if isinstance(data, DatasetDict):
+            data = data[_choose_split(name, list(data), split)]
+        return data, name if split is None else f"{name} ({split})"
+    paths = files[_choose_split(name, list(files), split)]
+    if paths[0].suffix == ".jsonl":
+        for path in paths:
+            _check_json(path, columns)
+    builder = "json" if paths[0].suffix == ".jsonl" else "parquet"
+    try:
+        data = load_dataset(builder, data_files=[str(path) for path in paths], split="train")
+    except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
+        raise RecordError(f"{paths[0]}: cannot be read as {builder}: {error.__cause__ or error}") from error
+    if limit is not None:
+        data = data.select(range(min(limit, len(data))))
+    return data, str(paths[0]) if len(paths) == 1 else name
+
+
 def _find(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
     """The name of a source for messages, and its files by split; ``None`` where it can only be a Hub dataset."""
     path = Path(str(importlib.resources.files("dataset_builder") / "data")) if source == "mini" else Path(source)
@@ -191,7 +273,7 @@ def _choose_split(name: str, splits: list[str], split: str | None) -> str:
     return split
 
 
-def _check_json(path: Path) -> None:
+def _check_json(path: Path, columns: tuple[str, ...]) -> None:
     """Name the line where a JSON Lines file breaks; the reader of ``datasets`` names only the file."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -201,7 +283,7 @@ def _check_json(path: Path) -> None:
                 raise RecordError(f"{path}, row {number}: not valid JSON ({error})") from error
             if not isinstance(record, dict):
                 raise RecordError(f"{path}, row {number}: expected a JSON object, got {type(record).__name__}")
-            for column in REQUIRED_COLUMNS:
+            for column in columns:
                 if column not in record:
                     raise RecordError(f"{path}, row {number}: the column {column!r} is missing")
 

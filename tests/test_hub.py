@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builder.checks import check_records
-from dataset_builder.diversity import distinct_n
 from dataset_builder.inf_ir import InFIR, split_of
 from sentence_transformers_inf import load_records
 from tests.commands import run_commands
@@ -263,13 +262,6 @@ def test_splits_have_their_shares():
     assert 17_800 < counts["train"] < 18_200  # 18,000 expected, standard deviation 42
     assert 850 < counts["validation"] < 1150
     assert 850 < counts["test"] < 1150
-
-
-def test_distinct_n_counts_grams_within_texts():
-    texts = ["a b a b", "B! a"]  # grams of two: ab, ba, ab and ba
-    assert distinct_n(texts, 1) == 2 / 6
-    assert distinct_n(texts, 2) == 2 / 4
-    assert distinct_n(["a"], 2) == 0
 
 
 # Checks

@@ -1,0 +1,234 @@
+"""Diversity against direct computations, the readers of other corpora, and the report."""
+
+import collections
+import json
+import math
+import os
+import tracemalloc
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from dataset_builder import diversity
+from dataset_builder.diversity import average_pairwise_similarity, count_ngrams
+from dataset_builder.quality import words
+from sentence_transformers_inf import RecordError, load_records
+from sentence_transformers_inf.records import ROW_COLUMNS, load_rows
+from tests.commands import run_commands
+
+FOLLOWIR = [
+    {"score": float(label == "true"), "label": label, "id": id, "query": query, "instruction": instruction, "document": text}
+    for label, id, query, instruction, text in [
+        ("true", "301_a", "crime", "Gangs only.", "A gang."),
+        ("false", "301_b", "crime", "Gangs only.", "A thief."),
+        ("true", "301_c", "crime", "Gangs only.", "Two gangs."),
+        ("false", "302_a", "polio", "Recent cases.", "In 1950."),
+    ]
+]
+
+
+def passage(text, title="-"):
+    return {"docid": "1", "text": text, "title": title}
+
+
+PROMPTRIEVER = [
+    {
+        "query_id": "1-standard", "query": "what is rust", "only_query": "what is rust", "only_instruction": "",
+        "has_instruction": False, "positive_passages": [passage("Iron oxide.")], "negative_passages": [passage("Gold.")],
+        "new_negatives": [],
+    },
+    {
+        "query_id": "1-instruct", "query": "what is rust The language.", "only_query": "what is rust",
+        "only_instruction": "The language.", "has_instruction": True,
+        "positive_passages": [passage("A compiled language.", "Rust")], "negative_passages": [passage("Gold.")],
+        "new_negatives": [passage("Iron oxide.")],
+    },
+    {
+        "query_id": "2-instruct", "query": "tea Green tea.", "only_query": "tea", "only_instruction": "Green tea.",
+        "has_instruction": True, "positive_passages": [passage("Sencha.")], "negative_passages": [passage("Assam.")],
+        "new_negatives": [],
+    },
+]  # fmt: skip
+
+
+# Average pairwise similarity
+
+
+@given(
+    arrays.arrays(np.float64, st.tuples(st.integers(2, 12), st.integers(1, 6)), elements=st.floats(-5, 5)).filter(
+        lambda rows: (np.linalg.norm(rows, axis=1) > 1e-3).all()
+    ),
+    st.integers(1, 5),
+)
+def test_average_pairwise_similarity_equals_the_double_loop(rows, part):
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    loop = [unit[i] @ unit[j] for i in range(len(unit)) for j in range(len(unit)) if i != j]
+    assert average_pairwise_similarity(rows) == pytest.approx(np.mean(loop), abs=1e-9)
+    parts = (rows[start : start + part] for start in range(0, len(rows), part))
+    assert average_pairwise_similarity(parts) == pytest.approx(np.mean(loop), abs=1e-9)
+
+
+def test_average_pairwise_similarity_needs_little_memory_beyond_the_embeddings():
+    rows = np.broadcast_to(np.linspace(-1, 1, 384, dtype=np.float32), (200_000, 384))  # all N² products would be 300 GiB
+    tracemalloc.start()
+    try:
+        assert average_pairwise_similarity(rows) == pytest.approx(1.0, abs=1e-9)
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([[1.0, 0.0]], "at least two"), ([[1.0, 0.0], [0.0, 0.0]], "row 1 "), ([[np.nan, 0.0], [0.0, 1.0]], "row 0 ")],
+)
+def test_embeddings_without_a_similarity_are_refused(rows, message):
+    with pytest.raises(ValueError, match=message):
+        average_pairwise_similarity(np.array(rows))
+
+
+# N-grams
+
+
+@given(st.lists(st.text(alphabet="ab ,", max_size=12), max_size=8), st.integers(1, 3), st.integers(1, 9))
+def test_ngrams_equal_a_direct_count(texts, n, chunk):
+    counts = collections.Counter()
+    for text in texts:
+        found = words(text)
+        counts.update(tuple(found[start : start + n]) for start in range(len(found) - n + 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diversity, "_CHUNK", chunk)
+        got = count_ngrams(iter(texts), n)
+    values = np.array(list(counts.values()), dtype=float)
+    assert (got.texts, got.total, got.distinct) == (len(texts), values.sum(), len(values))
+    if len(values):
+        shares = values / values.sum()
+        assert got.deviation == pytest.approx(values.std(), abs=1e-12)
+        assert got.entropy == pytest.approx(-(shares * np.log2(shares)).sum(), abs=1e-9)
+        assert got.distinct_share == len(values) / values.sum()
+
+
+def test_grams_are_counted_within_texts_and_inter_sample_frequency_is_their_number_over_their_deviation():
+    counts = count_ngrams(["a b a b", "B! a"], 2)  # ab, ba, ab and ba: two each
+    assert (counts.distinct_share, counts.inter_sample_frequency) == (2 / 4, math.inf)
+    assert count_ngrams(["a b a b", "B! a"], 1).distinct_share == 2 / 6
+    counts = count_ngrams(["a a a", "b"], 1)  # a three times, b once: deviation 1
+    assert counts.inter_sample_frequency == 2
+    assert count_ngrams(["a"], 2).distinct_share == 0
+
+
+def test_words_in_another_order_are_another_gram():
+    assert count_ngrams(["a b", "b a"], 2).distinct == 2
+    assert count_ngrams(["a b c", "a c b", "b a c", "b c a", "c a b", "c b a"], 3).distinct == 6
+
+
+def test_memory_does_not_grow_with_the_texts():
+    def peak(number):
+        tracemalloc.start()
+        try:
+            counts = count_ngrams((f"{i * 7919 % number} {i} {i % 97} words in text" for i in range(number)), 3)
+            assert counts.total == 4 * number
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert diversity._CHUNK * 4 < 40_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diversity, "_WORDS_KEPT", 10_000)
+        assert peak(160_000) < 1.2 * peak(40_000)
+
+
+# Other corpora
+
+
+def test_records_are_three_rows(few_records, tmp_path):
+    few_records.to_parquet(tmp_path / "train.parquet")
+    rows, record = load_rows(tmp_path), few_records[0]
+    assert rows.column_names == list(ROW_COLUMNS)
+    assert len(rows) == 3 * len(few_records)
+    assert rows[1] == {
+        "instruction": record["instruction_negative"], "query": record["query_positive"],
+        "passage": record["hard_negative_document_1"], "negative": record["document"],
+    }  # fmt: skip
+
+
+def test_promptriever_rows_have_instruction_negatives_first(tmp_path):
+    Dataset.from_list(PROMPTRIEVER).to_parquet(tmp_path / "train.parquet")
+    assert load_rows(tmp_path / "train.parquet").to_list() == [
+        dict(zip(ROW_COLUMNS, ("The language.", "what is rust", "Rust A compiled language.", "Iron oxide."))),
+        dict(zip(ROW_COLUMNS, ("Green tea.", "tea", "Sencha.", "Assam."))),
+    ]
+
+
+def test_followir_rows_pair_relevant_documents_with_others(tmp_path):
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, FOLLOWIR)))
+    assert load_rows(tmp_path).to_list() == [
+        dict(zip(ROW_COLUMNS, ("Gangs only.", "crime", "A gang.", "A thief."))),
+        dict(zip(ROW_COLUMNS, ("Gangs only.", "crime", "Two gangs.", None))),
+    ]
+    assert len(load_rows(tmp_path, limit=2)) == 1
+
+
+def test_other_data_are_refused_by_their_columns(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(RecordError, match=r"train\.jsonl: neither InF-IR records .* it has the columns text"):
+        load_rows(tmp_path)
+    Dataset.from_list(PROMPTRIEVER[:1]).to_parquet(tmp_path / "bare.parquet")
+    with pytest.raises(RecordError, match="no row with an instruction"):
+        load_rows(tmp_path / "bare.parquet")
+
+
+# The report
+
+
+class _Report(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.images, self.rows, self.text = [], 0, ""
+
+    def handle_starttag(self, tag, attributes):
+        self.images += [dict(attributes)["src"]] if tag == "img" else []
+        self.rows += tag == "tr"
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_corpora_are_compared_on_samples_of_one_size(base, tmp_path):
+    load_records("mini", "validation").to_parquet(tmp_path / "<mine>.parquet")
+    (tmp_path / "followir.jsonl").write_text(
+        "\n".join(json.dumps({**row, "instruction": f"{row['instruction']} {i}", "query": f"{row['query']} {i}"})
+                  for i, row in enumerate(FOLLOWIR * 3))
+    )  # fmt: skip
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, FOLLOWIR)))
+    names = [str(tmp_path / "<mine>.parquet"), str(tmp_path / "followir.jsonl")]
+    command = ["inf-ir", "analyze", names[0], "--compare", names[1], "--model", base, "--output"]
+    (good, refused), printed = run_commands(
+        {**os.environ, "COLUMNS": "200"},
+        [*command, tmp_path / "report"],
+        ["inf-ir", "analyze", tmp_path / "one.jsonl", "--model", base, "--output", tmp_path / "other"],
+    )
+    assert good[0] == 0, good[1]
+    found = json.loads((tmp_path / "report" / "report.json").read_text())["diversity"]
+    assert list(found) == ["instructions", "queries", "passages"]
+    for kind in found.values():
+        assert list(kind) == names
+        assert len({entry["sampled"] for entry in kind.values()}) == 1
+        assert kind[names[0]]["average_pairwise_similarity"] < kind[names[1]]["average_pairwise_similarity"]
+    assert found["instructions"][names[0]]["distinct_texts"] == 162
+    assert f"{found['queries'][names[0]]['average_pairwise_similarity']:.4f}" in printed
+    page = _Report()
+    page.feed((tmp_path / "report" / "report.html").read_text())
+    assert page.images[0].startswith("data:image/png;base64,iVBOR")
+    assert page.rows == 3 * (1 + 2)
+    assert names[0] in page.text, "names are escaped"
+    assert (tmp_path / "report" / "map.svg").read_text().startswith("<?xml")
+    assert refused[0] == 2
+    assert "error:" in refused[1]
+    assert "at least two different instructions, it has 1" in " ".join(refused[1].split())
+    assert "Traceback" not in refused[1]
