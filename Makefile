@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-lowest lint bench clean
+.PHONY: demo test test-lowest lint bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/inf-embed demo
@@ -28,11 +28,16 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/diversity.py
 	$(BIN)/python benchmarks/builder.py
 	$(BIN)/python benchmarks/inf_ir.py
 
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) inf-embed-demo
+	rm -rf $(VENV) inf-embed-demo site
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -67,17 +67,8 @@ def main() -> None:
             seconds = timed(loss, columns)
             if step:  # the first step warms up
                 ratios[name].append(seconds / reference)
-        encoded: list[tuple[int, int]] = []
-        handle = model.register_forward_pre_hook(
-            lambda _, args, encoded=encoded: encoded.append(
-                (args[0]["attention_mask"].numel(), int(args[0]["attention_mask"].sum()))
-            )
-        )
-        with torch.no_grad():
-            losses["uni_P"]([dict(column) for column in columns])
-        handle.remove()
-        padded += sum(total for total, _ in encoded)
-        real += sum(tokens for _, tokens in encoded)
+        stats = losses["uni_P"].last_step_stats
+        padded, real = padded + stats["padded_tokens"], real + stats["real_tokens"]
         naive += len(queries + passages) * max(column["input_ids"].shape[1] for column in columns)
 
     report = {

@@ -285,6 +285,24 @@ def _run_benchmark(
 
 
 @app.command()
+def ablate(
+    config: Annotated[Path, typer.Argument(help="A YAML file: data, evaluate, seeds, settings, grid, cells.")],
+    output: Annotated[Path, typer.Option(help="Folder for results and report; the same command goes on where it stopped.")],
+) -> None:
+    """Train and measure every cell of a grid, the baseline without instructions always among them."""
+    import datasets
+    from rich.markdown import Markdown
+
+    from sentence_transformers_inf.ablation import read_config, run_ablation, write_report
+
+    datasets.disable_progress_bars()
+    ablation = read_config(config)
+    rows = run_ablation(ablation, output, lambda line: console.print(line, markup=False), show_progress=sys.stderr.isatty())
+    console.print(Markdown(write_report(ablation, rows, output)))
+    console.print(f"The table and the charts are in {output}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def search(
     model: Annotated[str, typer.Argument(help="A Hub id or a folder.")],
     corpus: Annotated[str, typer.Option(help="Passages: a .txt, .jsonl or .parquet file, or 'mini'.")],

@@ -149,11 +149,12 @@ def record_splits(source: str | Path) -> list[str]:
         raise FileNotFoundError(_NOT_FOUND.format(source=source, error=error)) from error
 
 
-def training_dataset(records: Dataset) -> Dataset:
+def training_dataset(records: Dataset, instructions: bool = True) -> Dataset:
     """The columns that the losses train on.
 
     Args:
         records: Records as :func:`load_records` returns them.
+        instructions: With ``False``, all instructions are blank: the bare queries, with the same passages.
 
     Returns:
         One row per record with the columns ``instructed_query``, ``poisoned_instruction``, ``poisoned_query`` (each
@@ -164,7 +165,7 @@ def training_dataset(records: Dataset) -> Dataset:
     def view(columns: dict[str, list[str]]) -> dict[str, list[Any]]:
         instructed = {
             name: [
-                {"instruction": instruction, "query": query}
+                {"instruction": instruction if instructions else "", "query": query}
                 for instruction, query in zip(columns[instruction_column], columns[query_column])
             ]
             for name, (query_column, instruction_column, _) in zip(TRAINING_COLUMNS, ROWS)

@@ -77,6 +77,7 @@ def train(
     output: str | Path = "inf-embed",
     *,
     objective: str = "multi_P_I",
+    instructions: bool = True,
     template: str | None = None,
     interaction: str | None = None,
     update: str = "both",
@@ -117,6 +118,8 @@ def train(
         output: Folder for the model, its card, ``recipe.json``, the measurements on ``validation`` (``eval/``) and, until
             the run is finished, what resuming needs (``checkpoints/``).
         objective: One of the 11 of :data:`~sentence_transformers_inf.losses.OBJECTIVES`.
+        instructions: With ``False``, the training data's instructions are left out: the baseline that tells what training on
+            the same queries and passages gives without them.
         template: How instruction and query are joined; ``None``: the base's own, else ``"{query} {instruction}"``.
         interaction: ``"concatenation"``, ``"paper"`` or ``"gated"``; ``None``: the base's own, else concatenation. See
             :func:`~sentence_transformers_inf.load_instruction_model`.
@@ -256,7 +259,7 @@ def train(
         if mini_batch_size is None
         else CachedInstructionContrastiveLoss(model, mini_batch_size=mini_batch_size, **options)
     )
-    view = training_dataset(records)
+    view = training_dataset(records, instructions)
     if vectors is not None:
         labels = passage_rows(records, passages).tolist()
         view = view.remove_columns(list(PASSAGE_COLUMNS)).add_column("label", labels)
@@ -282,28 +285,33 @@ def train(
         )
     if trainer.is_world_process_zero():
         model.eval()
-        name = fingerprint["base"]
-        revision = None if base is not None and Path(base).exists() else model.model_card_data.base_model_revision
         if merge_base or not share_encoder:
             for encoder in encoders_of(model):
                 merge_lora(encoder)
-        if adapter and not merge_base:
-            save_adapter(model, output, name, revision)
-        else:
-            for encoder in encoders_of(model):
-                name_base(encoder, name, revision)
-            model.save_pretrained(str(output), create_model_card=False)
-        finished = {**fingerprint, "license": licence, "data_on_hub": is_on_hub(data)}
-        finished |= {"base_on_hub": base is None or not Path(base).exists(), "data_revision": records_revision}
+        recipe = {**fingerprint, "license": licence, "data_on_hub": is_on_hub(data)}
+        recipe |= {"base_on_hub": base is None or not Path(base).exists(), "data_revision": records_revision}
         if resumed_from is None:  # else these are only the minutes since the interruption
-            finished |= {"minutes": round(minutes, 1), "hardware": _hardware()}
-        (output / RECIPE_FILE).write_text(json.dumps({**finished, "finished": True}, indent=2) + "\n", encoding="utf-8")
-        write_model_card(output, model=model)
+            recipe |= {"minutes": round(minutes, 1), "hardware": _hardware()}
+        _save(model, output, recipe, as_adapter=adapter and not merge_base)
         if (checkpoints / "eval").is_dir():  # the evaluator's CSV files
             shutil.rmtree(output / "eval", ignore_errors=True)
             shutil.move(checkpoints / "eval", output / "eval")
         shutil.rmtree(checkpoints)
     return model
+
+
+def _save(model: SentenceTransformer, output: Path, recipe: dict[str, Any], as_adapter: bool) -> None:
+    """Save a trained model with its recipe, which is finished from then on, and its card."""
+    name = recipe["base"]
+    revision = model.model_card_data.base_model_revision if recipe["base_on_hub"] else None
+    if as_adapter:
+        save_adapter(model, output, name, revision)
+    else:
+        for encoder in encoders_of(model):
+            name_base(encoder, name, revision)
+        model.save_pretrained(str(output), create_model_card=False)
+    (output / RECIPE_FILE).write_text(json.dumps({**recipe, "finished": True}, indent=2) + "\n", encoding="utf-8")
+    write_model_card(output, model=model)
 
 
 class HiddenDropout(torch.nn.Module):
@@ -399,6 +407,8 @@ def _check(settings: dict[str, Any]) -> None:
         raise ValueError("with update='queries' there are two encoders already: leave share_encoder out")
     if settings["update"] == "both" and settings["passage_embeddings"] is not None:
         raise ValueError("passage_embeddings are of passages that stay as they are: use them with update='queries'")
+    if settings["update"] == "queries" and settings["passage_embeddings"] is None and not settings["instructions"]:
+        raise ValueError("an adapter encodes instructed queries alone: with update='queries' leave instructions on")
     if settings["lora_r"] < 0:
         raise ValueError(f"lora_r must not be negative, got {settings['lora_r']}")
     if settings["base_weight"] and (settings["lora_r"] or settings["update"] == "queries"):

@@ -103,19 +103,21 @@ def test_the_side_of_the_padding_does_not_matter(attending):
 def test_what_a_batch_repeats_is_encoded_once(attending):
     attending[0]._kept = (None, {})  # instructions of earlier batches
     seen = []
-    handle = attending[0].model.embeddings.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    handle = attending[0].model.embeddings.register_forward_hook(lambda module, args, output: seen.append(output.shape[:2]))
     queries = [{"instruction": PAIRS[2]["instruction"], "query": f"vaccine {number}"} for number in range(6)]
     try:
         together = attending.encode([*queries, queries[0]])
     finally:
         handle.remove()
-    assert seen == [7]  # six queries and one instruction
+    told = len(attending.tokenizer(PAIRS[2]["instruction"])["input_ids"])
+    assert seen == [(6, 4), (1, told)], "six queries as wide as a query is, and one instruction"
     assert np.allclose(together[:6], np.concatenate([attending.encode([query]) for query in queries]), atol=1e-5)
     assert np.array_equal(together[0], together[6])
 
 
 def test_an_attending_model_saves_and_loads(attending, plain, tmp_path):
     attending.save_pretrained(str(tmp_path), create_model_card=False)
+    attending[0]._kept = (None, {})  # instructions of earlier batches, equal but for the last bits
     expected = attending.encode([*PAIRS, "a passage"])
     loaded = load_instruction_model(tmp_path)
     assert isinstance(loaded[1], InstructionQueryAttention)
@@ -225,9 +227,9 @@ def test_an_instruction_that_comes_again_is_not_encoded_again(base):
     model[0].model.embeddings.register_forward_hook(lambda module, args, output: encoded.append(len(output)))
     pairs = [{"instruction": PAIRS[2]["instruction"], "query": query} for query in ("vaccines", "why is the sky blue today")]
     alone = [model.encode_query([pair]) for pair in pairs]
-    assert encoded == [2, 1]
+    assert encoded == [1, 1, 1]
     assert np.allclose(np.concatenate(alone), model.encode_query(pairs), atol=1e-6)
-    assert encoded == [2, 1, 2]
+    assert encoded == [1, 1, 1, 2]
     fresh = copy.deepcopy(model)
     fresh[0]._kept = (None, {})
     assert np.allclose(np.concatenate(alone), fresh.encode_query(pairs), atol=1e-6)

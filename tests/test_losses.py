@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
-from sentence_transformers_inf import load_instruction_model, training_dataset
+from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.losses import (
     OBJECTIVES,
     CachedInstructionContrastiveLoss,
@@ -157,12 +157,41 @@ def test_every_distinct_text_is_encoded_once(model, few_records):
             tuple(ids[mask.bool()].tolist()) for ids, mask in zip(args[0]["input_ids"], args[0]["attention_mask"])
         )
     )
-    InstructionContrastiveLoss(model, "multi_P_I", sampled_instructions=2, plain_weight=0.5)(features)
+    loss = InstructionContrastiveLoss(model, "multi_P_I", sampled_instructions=2, plain_weight=0.5)
+    loss(features)
     handle.remove()
     assert len(encoded) == len(set(encoded))
     # 2 distinct records: 6 instructed queries, 6 passages, 2 twins (I-, q-), 4 bare queries, and each of these 4 queries
     # under the 2 instructions of the other record.
     assert len(encoded) == 6 + 6 + 2 + 4 + 8
+    assert loss.last_step_stats["sequences"] == len(encoded)
+    assert loss.last_step_stats["real_tokens"] == sum(map(len, encoded))
+
+
+@pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
+def test_the_stats_of_a_step_are_what_the_encoder_was_given(model, few_records, kind):
+    given = []
+    handle = model.register_forward_pre_hook(lambda _, args: given.append(args[0]["attention_mask"].clone()))
+    size = {"mini_batch_size": 5} if kind is CachedInstructionContrastiveLoss else {"max_tokens_per_chunk": 200}
+    loss = kind(model, **size)
+    loss(columns(model, few_records))
+    handle.remove()
+    assert len(given) > 2
+    assert loss.last_step_stats == {
+        "sequences": sum(map(len, given)),
+        "real_tokens": sum(int(mask.sum()) for mask in given),
+        "padded_tokens": sum(mask.numel() for mask in given),
+    }
+
+
+def test_cost_is_linear_in_the_batch(model):
+    loss, encoded = InstructionContrastiveLoss(model, sampled_instructions=2), []
+    for records in (2, 4, 8):
+        with torch.no_grad():
+            loss(columns(model, load_records("mini", "train").select(range(records))))
+        encoded.append(loss.last_step_stats["sequences"])
+    # 3 instructed queries, 3 passages, the twin (I-, q-), and 2 queries under each of 2 sampled instructions
+    assert encoded == [2 * 11, 4 * 11, 8 * 11]
 
 
 def test_duplicates_of_the_positive_are_no_negatives(model, few_records):

@@ -106,13 +106,10 @@ class InstructionContrastiveLoss(nn.Module):
         ValueError: Unknown objective, or an argument out of range.
 
     Inputs:
-        +-------------------------------------------------------------------+--------+
-        | Texts                                                             | Labels |
-        +===================================================================+========+
-        | (k instructed queries, k passages), column k + i right for i      | none   |
-        +-------------------------------------------------------------------+--------+
-        | (k instructed queries), with ``passage_embeddings``               | B×k    |
-        +-------------------------------------------------------------------+--------+
+        | Texts                                                        | Labels |
+        |--------------------------------------------------------------|--------|
+        | (k instructed queries, k passages), column k + i right for i | none   |
+        | (k instructed queries), with ``passage_embeddings``          | B×k    |
 
         An instructed query is ``{"instruction": str, "query": str}``. An InF-IR record has k = 3, in the order of
         :func:`~sentence_transformers_inf.training_dataset`: (q+, I+), (q+, I-), (q-, I+), d+, d1, d2.
@@ -182,6 +179,7 @@ class InstructionContrastiveLoss(nn.Module):
             (copy.deepcopy(model).eval().requires_grad_(False),) if anchor_weight else ()
         )
         self._anchors: dict[int, Tensor] = {}
+        self._encoded_masks: list[Tensor] = []  # of the last step, one for each call of the encoder
         self.gather_across_devices = gather_across_devices
         self.max_tokens_per_chunk = max_tokens_per_chunk
         self.seed = seed
@@ -190,6 +188,7 @@ class InstructionContrastiveLoss(nn.Module):
         """The loss of one batch of tokenised columns, a scalar."""
         batch = self._plan(list(sentence_features), labels)
         chunks = [chunk for group in batch.features for chunk in _chunks(group, self.max_tokens_per_chunk)]
+        self._encoded_masks = [chunk["attention_mask"] for chunk in chunks]
         encoded = [self.model(chunk) for chunk in chunks]
         embeddings = torch.cat([features["sentence_embedding"] for features in encoded])
         return self._score(embeddings, batch, self._every_instruction(encoded, batch) if batch.every else None)
@@ -472,6 +471,19 @@ class InstructionContrastiveLoss(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     @property
+    def last_step_stats(self) -> dict[str, int]:
+        """What the last step gave the encoder to do, gradient caching's second pass aside.
+
+        ``sequences``: distinct texts; ``real_tokens`` in them; ``padded_tokens``: the same with the padding.
+        """
+        lengths = [mask.sum(dim=1) for mask in self._encoded_masks]
+        return {
+            "sequences": sum(len(of_chunk) for of_chunk in lengths),
+            "real_tokens": sum(int(of_chunk.sum()) for of_chunk in lengths),
+            "padded_tokens": sum(len(of_chunk) * int(of_chunk.max()) for of_chunk in lengths),
+        }
+
+    @property
     def temperature(self) -> float:
         """τ = 1 / scale."""
         return 1.0 / self.scale
@@ -513,6 +525,8 @@ class CachedInstructionContrastiveLoss(CachedLossMixin, InstructionContrastiveLo
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of one batch of tokenised columns, a scalar whose backward pass re-encodes the batch."""
         batch = self._plan(list(sentence_features), labels)
+        masks = [group["attention_mask"] for group in batch.features]
+        self._encoded_masks = [part for mask in masks for part in mask.split(self.mini_batch_size)]
         # The mixin hands its second argument through to calculate_loss, wrappers like MatryoshkaLoss included.
         return self.forward_cached(batch.features, batch)  # type: ignore[arg-type]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
@@ -244,7 +245,7 @@ class InstructionTransformer(Transformer):
         return self._forward_packed(dict(features), **kwargs)
 
     def _forward_packed(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Queries and instructions in one pass, apart.
+        """Queries and instructions apart, in a pass each that is as wide as its longest: queries are the shorter ones.
 
         ``token_embeddings`` and ``attention_mask`` are then the queries' (N rows), ``instruction_embeddings`` and
         ``instruction_attention_mask`` those of the rows ``instruction_rows``.
@@ -268,18 +269,24 @@ class InstructionTransformer(Transformer):
         told_texts = (first >= count).nonzero().flatten().tolist() if kept is not None else []
         names = {number: tuple(distinct[number][distinct[number] >= 0].tolist()) for number in told_texts}
         found = {number: kept[name] for number, name in names.items() if kept is not None and name in kept}
-        wanted = torch.tensor([number for number in range(len(distinct)) if number not in found], device=rows.device)
+        packed = {key: features[key][source].gather(1, order) for key in ("input_ids", "token_type_ids") if key in features}
         apart = {key: value for key, value in features.items() if not isinstance(value, Tensor)}
-        for key in ("input_ids", "token_type_ids"):
-            if key in features:
-                apart[key] = features[key][source].gather(1, order)[first[wanted]]
-        encoded = super().forward({**apart, "attention_mask": mask[first[wanted]]}, **kwargs)["token_embeddings"]
-        if found:
-            embeddings = encoded.new_zeros(len(distinct), width, encoded.shape[-1]).index_copy(0, wanted, encoded)
-            for number, tokens_of in found.items():
-                embeddings[number, : len(tokens_of)] = tokens_of
-        else:
-            embeddings = encoded
+        is_new = torch.tensor([number not in found for number in range(len(distinct))], device=rows.device)
+        encoded: list[tuple[Tensor, Tensor]] = []  # which of the distinct texts, and their token embeddings
+        for group in (first < count, (first >= count) & is_new):
+            chosen = group.nonzero().flatten()
+            if len(chosen):
+                texts_of = first[chosen]
+                longest = int(lengths[texts_of].max())
+                inputs = {key: value[texts_of, :longest] for key, value in packed.items()}
+                inputs["attention_mask"] = mask[texts_of, :longest]
+                encoded.append((chosen, super().forward({**apart, **inputs}, **kwargs)["token_embeddings"]))
+        size, like = encoded[0][1].shape[-1], encoded[0][1]
+        embeddings = like.new_zeros(len(distinct), width, size)
+        for chosen, of_group in encoded:
+            embeddings = embeddings.index_copy(0, chosen, F.pad(of_group, (0, 0, 0, width - of_group.shape[1])))
+        for number, tokens_of in found.items():
+            embeddings[number, : len(tokens_of)] = tokens_of
         if kept is not None:
             for number, name in names.items():
                 kept[name] = embeddings[number, : int(mask[first[number]].sum())].clone()

@@ -1,0 +1,119 @@
+"""What an instruction costs while serving: ratios of calls that are timed in turns, in one process.
+
+    python benchmarks/encode.py [--rounds 7] [--json FILE]
+
+all-MiniLM-L6-v2 and the instructed queries of the bundled validation split, 32 at a time, unless said:
+
+- instructed queries against `SentenceTransformer.encode` of the joined strings;
+- instructed queries through an adapter, LoRA unmerged or a copy, against the base model's encoding of the joined strings;
+- 1,000 queries under one instruction against the same without it, with attention (`gated`, which encodes the instruction
+  once) and with concatenation;
+- 100 of them with attention, one by one: the instruction's tokens encoded anew each time against kept.
+
+Training does not change these times, so the adapters and the attention have fresh weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import torch
+from rich.console import Console
+from rich.table import Table
+from sentence_transformers import SentenceTransformer
+
+from sentence_transformers_inf import load_instruction_model, load_records
+from sentence_transformers_inf.modules import add_lora, encoders_of, instructed_tower
+from sentence_transformers_inf.training import ADAPTER_LORA_R, bundled_base
+
+
+def ratio(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+    """Median over the rounds of the first call's time over the second's, and the quartiles; the calls take turns."""
+    ratios = []
+    for turn in range(rounds + 1):
+        seconds = {}
+        for call in (first, second) if turn % 2 else (second, first):
+            start = time.perf_counter()
+            call()
+            seconds[call] = time.perf_counter() - start
+        if turn:  # the first round warms up
+            ratios.append(seconds[first] / seconds[second])
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, low, high
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    datasets.disable_progress_bars()
+
+    validation, train = load_records("mini", "validation"), load_records("mini", "train")
+    pairs = [
+        {"instruction": instruction, "query": query}
+        for side in ("positive", "negative")
+        for instruction, query in zip(validation[f"instruction_{side}"], validation["query_positive"])
+    ]
+    joined = [f"{pair['query']} {pair['instruction']}" for pair in pairs]
+    queries = list(dict.fromkeys(train["query_positive"]))[:1000]
+    instruction = validation["instruction_positive"][0]
+    told = [{"instruction": instruction, "query": query} for query in queries]
+
+    base = SentenceTransformer(bundled_base())
+    model = load_instruction_model(bundled_base()).eval()
+    gated = load_instruction_model(bundled_base(), interaction="gated").eval()
+    lora = instructed_tower(load_instruction_model(bundled_base()), lora=True).eval()
+    for encoder in encoders_of(lora, trained=True):
+        add_lora(encoder, ADAPTER_LORA_R)
+    copied = instructed_tower(load_instruction_model(bundled_base())).eval()
+
+    def encode(encoder: SentenceTransformer, texts: list) -> Callable[[], object]:
+        return lambda: encoder.encode(texts, batch_size=32, show_progress_bar=False)
+
+    def one_by_one(keep: bool) -> Callable[[], object]:
+        def call() -> None:
+            for query in queries[:100]:
+                if not keep:
+                    gated[0]._kept = (None, {})
+                gated.encode_query({"instruction": instruction, "query": query}, show_progress_bar=False)
+
+        return call
+
+    cases = {
+        "instructed / joined strings": (encode(model, pairs), encode(base, joined)),
+        "adapter, LoRA unmerged / base": (encode(lora, pairs), encode(base, joined)),
+        "adapter, a copy / base": (encode(copied, pairs), encode(base, joined)),
+        "1,000 queries, gated: 1 instruction / none": (encode(gated, told), encode(gated, queries)),
+        "1,000 queries, concatenation: 1 instruction / none": (encode(model, told), encode(model, queries)),
+        "one by one, gated: instruction anew / kept": (one_by_one(keep=False), one_by_one(keep=True)),
+    }
+    report: dict = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "date": time.strftime("%Y-%m-%d"),
+        "rounds": options.rounds,
+    }
+    table = Table(title=f"Encoding; {report['machine']}; {report['date']}", title_justify="left")
+    table.add_column("time of / time of")
+    table.add_column("median", justify="right")
+    table.add_column("quartiles", justify="right")
+    for name, (first, second) in cases.items():
+        print(name, "...", flush=True)
+        middle, low, high = ratio(first, second, options.rounds)
+        report[name] = {"median": middle, "quartiles": [low, high]}
+        print(f"    {middle:.2f}", flush=True)
+        table.add_row(name, f"{middle:.2f}", f"{low:.2f} to {high:.2f}")
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Ablations: configurations, cells that are run once, and the report."""
+
+import json
+import math
+import os
+import re
+
+import numpy as np
+import pytest
+
+from sentence_transformers_inf import load_records, training_dataset
+from sentence_transformers_inf.ablation import BASE, BASELINE, read_config, run_ablation, write_report
+from sentence_transformers_inf.evaluation import measure
+from sentence_transformers_inf.losses import InstructionContrastiveLoss
+from tests.commands import run_commands
+
+CONFIG = """
+data: {data}
+evaluate: {{data: {data}, split: test}}
+seeds: [1, 2]
+settings: {{epochs: 1, batch_size: 4}}
+grid:
+  max_records: [4, 8]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablation")
+    load_records("mini", "train").select(range(8)).to_parquet(folder / "data" / "train.parquet")
+    load_records("mini", "test").select(range(6)).to_parquet(folder / "data" / "test.parquet")
+    (folder / "curve.yaml").write_text(CONFIG.format(data=folder / "data"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """The cells of CONFIG, stopped once on the way."""
+    ablation, said = read_config(folder / "curve.yaml"), []
+
+    class Stop(Exception):
+        pass
+
+    def stop(line):
+        said.append(line)
+        if len(said) == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run_ablation(ablation, folder / "out", stop, show_progress=False)
+    results = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("result.json")}
+    assert len(results) == 2
+    rows = run_ablation(ablation, folder / "out", show_progress=False)
+    assert results == {path: path.stat().st_mtime_ns for path in results}, "what was there is not run again"
+    return ablation, rows
+
+
+def test_every_cell_is_run_for_every_seed_and_the_baseline_with_them(folder, done):
+    _, rows = done
+    assert [row.name for row in rows] == [BASE, "max_records 4", "max_records 8", BASELINE]
+    assert len(list((folder / "out").rglob("result.json"))) == 6
+    assert not list((folder / "out").rglob("*.safetensors")), "models are not kept"
+
+
+def test_rows_are_means_over_seeds_and_gains_are_paired(folder, done, model):
+    ablation, rows = done
+    results = [json.loads(path.read_text()) for path in (folder / "out").rglob("result.json")]
+
+    def of(name):
+        return [result for result in results if result["settings"].items() >= {**ablation.cells[name]}.items()]
+
+    cell, baseline = of("max_records 8"), of(BASELINE)
+    assert [len(cell), len(baseline)] == [2, 2]
+    values = [result["means"]["p_mrr"] for result in cell]
+    assert rows[2].means["p_mrr"] == pytest.approx(np.mean(values))
+    assert rows[2].deviations["p_mrr"] == pytest.approx(np.std(values, ddof=1))
+    assert values[0] != values[1], "the seeds differ"
+    gain, low, high = rows[2].gains["ndcg_at_10"]
+    expected = rows[2].means["ndcg_at_10"] - rows[3].means["ndcg_at_10"]
+    assert gain == pytest.approx(expected)
+    assert low <= gain <= high
+    assert rows[3].gains["p_mrr"] == (0, 0, 0)
+    base = measure(model, load_records(folder / "data", "test")).means()
+    assert rows[0].means == pytest.approx(base, abs=0.02)
+    assert rows[2].minutes >= 0
+    assert math.isnan(rows[2].dollars)
+
+
+def test_the_report_has_a_table_and_charts(done, tmp_path):
+    ablation, rows = done
+    table = write_report(ablation, rows, tmp_path)
+    assert (tmp_path / "report.md").read_text() == table
+    assert len(table.splitlines()) == 2 + 4
+    assert f"| max_records 8 | {rows[2].means['p_mrr']:.1f} ± {rows[2].deviations['p_mrr']:.1f} |" in table
+    assert ablation.axis == "max_records"
+    for name in ("ablation", "types"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
+    assert "max_records (dotted: the base model)" in re.sub(r"<!--|-->", "", (tmp_path / "ablation.svg").read_text())
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["name"] for row in report] == [row.name for row in rows]
+    assert report[1]["dollars"] is None
+
+
+def test_the_command_runs_what_is_missing_and_refuses_results_of_other_settings(folder, done):
+    changed = folder / "changed.yaml"
+    changed.write_text((folder / "curve.yaml").read_text().replace("batch_size: 4", "batch_size: 2"))
+    (again, refused), printed = run_commands(
+        {**os.environ, "COLUMNS": "200"},
+        ["inf-embed", "ablate", folder / "curve.yaml", "--output", folder / "out"],
+        ["inf-embed", "ablate", changed, "--output", folder / "out"],
+    )
+    assert again[0] == 0, again[1]
+    assert "max_records 8" in printed
+    assert refused[0] == 2
+    assert "is of other settings: name another output" in refused[1]
+    assert "max_records 4, seed 1" in refused[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: [", "not valid YAML"),
+        ("- a", "expected the keys"),
+        ("gird: {objective: [uni_P]}", "unknown key 'gird'"),
+        ("grid: {objective: uni_P}", "grid: objective must be a list"),
+        ("grid: {objectve: [uni_P]}", "train has no option 'objectve'"),
+        ("cells: {mine: {output: here}}", "mine: train has no option 'output'"),
+        ("cells: {mine: uni_P}", "mine must be a mapping"),
+        ("seeds: [1, 1]\ngrid: {objective: [uni_P]}", "seeds must be different whole numbers"),
+        ("data: mini", "neither a grid nor a cell"),
+    ],
+)
+def test_mistakes_in_a_configuration_are_named(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_config(tmp_path / "config.yaml")
+    assert "config.yaml" in str(error.value)
+
+
+def test_a_grid_is_every_combination_and_cells_are_added(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "settings: {epochs: 1}\ngrid: {objective: [uni_P, multi_P_I], plain_weight: [0, 1]}\ncells: {long: {epochs: 9}}"
+    )
+    ablation = read_config(tmp_path / "config.yaml")
+    assert list(ablation.cells) == [
+        "objective uni_P, plain_weight 0", "objective uni_P, plain_weight 1", "objective multi_P_I, plain_weight 0",
+        "objective multi_P_I, plain_weight 1", "long", BASELINE,
+    ]  # fmt: skip
+    assert ablation.cells["long"] == {"data": "mini", "epochs": 9}
+    assert ablation.cells[BASELINE] == {"data": "mini", "epochs": 1, "instructions": False}
+    assert (ablation.evaluate, ablation.seeds, ablation.axis) == ({"data": "mini", "split": "validation"}, [42], None)
+
+
+def test_the_baseline_has_the_same_queries_and_passages_and_no_instruction(few_records, model):
+    with_them, without = training_dataset(few_records), training_dataset(few_records, instructions=False)
+    assert without.column_names == with_them.column_names
+    for column in without.column_names[:3]:
+        assert [pair["query"] for pair in without[column]] == [pair["query"] for pair in with_them[column]]
+        assert {pair["instruction"] for pair in without[column]} == {""}
+    assert without["document"] == with_them["document"]
+    rows = without[:]
+    columns = [model.preprocess(rows[name]) for name in without.column_names]
+    loss = InstructionContrastiveLoss(model, "multi_P_I")([dict(column) for column in columns])
+    alone = InstructionContrastiveLoss(model, "uni_P")([dict(column) for column in columns])
+    assert loss.item() == pytest.approx(alone.item(), abs=1e-5), "there is no other instruction to tell apart"
