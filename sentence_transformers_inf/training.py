@@ -223,7 +223,8 @@ def train(
     if validation is not None:
         rows = None if vectors is None else vectors[passage_rows(validation, passages).ravel()]
         evaluator = InstructionFollowingEvaluator(validation, name="validation", passage_embeddings=rows)
-    when: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1 / max(evaluations, 1)}
+    share = min(1 / evaluations, 1 - 1e-6)  # of all steps: the trainer takes 1 for one step
+    when: dict[str, Any] = {"save_strategy": "steps", "save_steps": share}
     if evaluator is not None:
         when |= {"eval_strategy": "steps", "eval_steps": when["save_steps"], "load_best_model_at_end": True}
         when |= {"metric_for_best_model": "eval_validation_p_mrr", "greater_is_better": True}

@@ -46,6 +46,12 @@ def weights(folder):
     return {name: value for name, value in loaded.items() if not name.endswith("attention.self.key.bias")}
 
 
+def test_one_evaluation_is_one_at_the_end(corpus, tmp_path):
+    train(corpus, output=tmp_path / "model", **{**RECIPE, "max_records": 6, "evaluations": 1})
+    log = (tmp_path / "model" / "eval" / "instruction_following_evaluation_validation_results.csv").read_text()
+    assert [line.split(",")[1] for line in log.splitlines()] == ["steps", "6"]
+
+
 def test_training_leaves_a_model_a_card_and_its_recipe(uninterrupted, corpus):
     recipe = json.loads((uninterrupted / "recipe.json").read_text(encoding="utf-8"))
     assert recipe["finished"] is True
