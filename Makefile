@@ -19,7 +19,8 @@ test-lowest:  # the lower bounds of pyproject.toml together; wants PYTHON=python
 	$(VENV)-lowest/bin/pip install --quiet -c tests/lowest.txt -e ".[demo,lora]" pytest hypothesis
 	$(VENV)-lowest/bin/python -m pytest --ignore tests/test_metrics.py --ignore tests/test_evaluator.py \
 		--ignore tests/test_builder.py --ignore tests/test_builder_parts.py --ignore tests/test_hub.py \
-		--ignore tests/test_benchmarks.py --ignore tests/test_push.py --ignore tests/test_adapters.py
+		--ignore tests/test_benchmarks.py --ignore tests/test_push.py --ignore tests/test_adapters.py \
+		--ignore tests/test_ablation.py --ignore tests/test_diversity.py --ignore tests/test_notebooks.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

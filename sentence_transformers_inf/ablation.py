@@ -152,7 +152,7 @@ def run_ablation(
         The base model's row, then those of the cells.
 
     Raises:
-        ValueError, OSError: What :func:`~sentence_transformers_inf.training.train` raises, with the name of the cell; or
+        ValueError: What :func:`~sentence_transformers_inf.training.train` says is wrong, with the name of the cell; or
             ``output`` holds a result of the same name with other settings.
     """
     records = load_records(str(ablation.evaluate["data"]), ablation.evaluate["split"])
@@ -180,7 +180,7 @@ def run_ablation(
         try:
             result = _once(folder / "result.json", {**options, "seed": seed}, ablation, cell)
         except (ValueError, OSError) as error:
-            raise type(error)(f"{name}, seed {seed}: {error}") from error
+            raise ValueError(f"{name}, seed {seed}: {error}") from error
         found.setdefault(name, []).append(result)
     baseline = _values(found[BASELINE])
     return [_row(name, results, baseline, ablation.cells.get(name, {})) for name, results in found.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -295,6 +296,8 @@ def ablate(
 
     from sentence_transformers_inf.ablation import read_config, run_ablation, write_report
 
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("the charts need matplotlib: pip install 'sentence-transformers-inf[eval]'")
     datasets.disable_progress_bars()
     ablation = read_config(config)
     rows = run_ablation(ablation, output, lambda line: console.print(line, markup=False), show_progress=sys.stderr.isatty())

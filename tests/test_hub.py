@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dataset_builder.checks import check_records
 from dataset_builder.inf_ir import InFIR, split_of
+from dataset_builder.publish import build_splits, dataset_card
 from sentence_transformers_inf import load_records
 from tests.commands import run_commands
 
@@ -341,3 +342,9 @@ def test_publish_refuses_a_corpus_with_errors(hub, tmp_path):
     assert refused.returncode == 2
     assert "60 records with this error: duplicate" in refused.stderr
     assert published(hub, tmp_path, "--despite-errors", repo="user/twice", source=str(tmp_path / "out")).returncode == 0
+
+
+def test_the_example_of_a_dataset_card_is_what_the_template_gives(tmp_path):
+    card = dataset_card("mini", "user/inf-ir-mini", {"mini": build_splits("mini", "mini", tmp_path)}, None)
+    example = HERE.parent / "model_cards" / "examples" / "inf-ir-mini.md"
+    assert example.read_text(encoding="utf-8") == str(card)

@@ -269,7 +269,9 @@ class InstructionTransformer(Transformer):
         told_texts = (first >= count).nonzero().flatten().tolist() if kept is not None else []
         names = {number: tuple(distinct[number][distinct[number] >= 0].tolist()) for number in told_texts}
         found = {number: kept[name] for number, name in names.items() if kept is not None and name in kept}
-        packed = {key: features[key][source].gather(1, order) for key in ("input_ids", "token_type_ids") if key in features}
+        packed: dict[str, Tensor] = {
+            key: features[key][source].gather(1, order) for key in ("input_ids", "token_type_ids") if key in features
+        }
         apart = {key: value for key, value in features.items() if not isinstance(value, Tensor)}
         is_new = torch.tensor([number not in found for number in range(len(distinct))], device=rows.device)
         encoded: list[tuple[Tensor, Tensor]] = []  # which of the distinct texts, and their token embeddings

@@ -1,0 +1,106 @@
+"""Where a training step's time goes, by the PyTorch profiler: the recipe's defaults on the bundled corpus.
+
+    python benchmarks/profile_step.py [--steps 3] [--json FILE]
+
+The texts of a step are tokenised twice over: the columns by the data loader, and what only the loss needs (candidates, bare
+queries) by the loss. Both count as tokenisation, the rest of the loss outside the encoder as loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf.losses import InstructionContrastiveLoss
+from sentence_transformers_inf.modules import encoders_of
+from sentence_transformers_inf.training import _freeze, _replace_dropout, bundled_base
+
+PARTS = ("tokenisation", "encoder forward", "loss", "backward", "optimizer")
+
+
+def labelled(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
+            return call(*args, **kwargs)
+
+    return wrapper
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    datasets.disable_progress_bars()
+    model = load_instruction_model(bundled_base()).train()
+    _replace_dropout(model, 0.1, 42)
+    for encoder in encoders_of(model, trained=True):
+        _freeze(encoder, 2)
+    loss = InstructionContrastiveLoss(model, plain_weight=0.75)
+    loss.preprocess = labelled("tokenisation", model.preprocess)
+    model.forward = labelled("encoder forward", model.forward)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5, fused=True)
+    view = training_dataset(load_records("mini", "train").shuffle(seed=0))
+
+    def step(number: int) -> None:
+        rows = view[16 * number : 16 * (number + 1)]
+        columns = [loss.preprocess(rows[name]) for name in view.column_names]
+        with record_function("loss and encoder"):
+            value = loss(columns)
+        with record_function("backward"):
+            value.backward()
+        with record_function("optimizer"):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    step(0)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled, record_function("step"):
+        start = time.perf_counter()
+        for number in range(1, options.steps + 1):
+            step(number)
+        seconds = time.perf_counter() - start
+    total: dict[str, float] = {}
+    inside = 0.0  # tokenisation within the loss
+    for event in profiled.events():
+        if event.name in (*PARTS, "loss and encoder"):
+            total[event.name] = total.get(event.name, 0.0) + event.cpu_time_total / 1e6
+            if event.name == "tokenisation" and event.cpu_parent is not None and event.cpu_parent.name == "loss and encoder":
+                inside += event.cpu_time_total / 1e6
+    total["loss"] = total.pop("loss and encoder") - total["encoder forward"] - inside
+    total["everything else"] = seconds - sum(total.values())
+
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    table = Table(
+        title=f"One step, {seconds / options.steps:.1f} s; {machine}; {time.strftime('%Y-%m-%d')}", title_justify="left"
+    )
+    table.add_column("part")
+    table.add_column("share", justify="right")
+    for name in (*PARTS, "everything else"):
+        table.add_row(name, f"{100 * total[name] / seconds:.1f}%")
+    Console().print(table)
+    if options.json:
+        shares = {name: total[name] / seconds for name in total}
+        report = {
+            "machine": machine,
+            "date": time.strftime("%Y-%m-%d"),
+            "seconds": seconds / options.steps,
+            "shares": shares,
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
