@@ -47,7 +47,7 @@ BASELINE = "no instructions"
 
 BASE = "base model"
 
-_NOT_IN_A_CELL = ("output", "overwrite", "show_progress", "say", "seed")
+_NOT_IN_A_CELL = ("output", "overwrite", "show_progress", "say", "seed", "passage_embeddings")
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,12 @@ def run_ablation(
         values = {metric: of_records.tolist() for metric, of_records in result.values.items()}
         return {"means": result.means(), "per_type": result.per_type(), "values": values}
 
-    base = ablation.cells[BASELINE].get("base") or bundled_base()
-    found = {BASE: [_once(output / "base.json", {}, ablation, lambda: measured(load_instruction_model(base)))]}
+    base = ablation.cells[BASELINE].get("base")
+
+    def measured_base() -> dict[str, Any]:
+        return measured(load_instruction_model(base or bundled_base()))
+
+    found = {BASE: [_once(output / "base.json", {"base": base}, ablation, measured_base)]}
     runs = [(name, options, seed) for name, options in ablation.cells.items() for seed in ablation.seeds]
     for number, (name, options, seed) in enumerate(runs, start=1):
         folder = output / _folder_name(name) / f"seed-{seed}"
@@ -172,15 +176,14 @@ def run_ablation(
             if not _is_finished(folder / "model"):
                 train(**options, output=folder / "model", seed=seed, show_progress=show_progress)
             recipe = json.loads((folder / "model" / RECIPE_FILE).read_text(encoding="utf-8"))
-            done = {**measured(load_instruction_model(folder / "model")), "minutes": recipe.get("minutes")}
-            shutil.rmtree(folder / "model")
-            return done
+            return {**measured(load_instruction_model(folder / "model")), "minutes": recipe.get("minutes")}
 
         say(f"{number} of {len(runs)}: {name}, seed {seed}")
         try:
             result = _once(folder / "result.json", {**options, "seed": seed}, ablation, cell)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}, seed {seed}: {error}") from error
+        shutil.rmtree(folder / "model", ignore_errors=True)
         found.setdefault(name, []).append(result)
     baseline = _values(found[BASELINE])
     return [_row(name, results, baseline, ablation.cells.get(name, {})) for name, results in found.items()]

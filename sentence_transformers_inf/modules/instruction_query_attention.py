@@ -1,6 +1,6 @@
 """Let instruction and query meet in cross-attention (Zhuang et al. 2025, §4, "attention").
 
-Instruction and query are encoded apart by the same transformer, in one pass (see
+Instruction and query are encoded apart by the same transformer (see
 :class:`~sentence_transformers_inf.modules.InstructionTransformer` with ``pack=True``).
 :class:`InstructionQueryAttention` takes the place of the pooling: rows with an instruction are pooled with it, all others
 (passages, bare queries) as they always were.
