@@ -29,6 +29,8 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/profile_step.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/diversity.py
 	$(BIN)/python benchmarks/builder.py
