@@ -81,22 +81,28 @@ def backbone(request, tmp_path_factory):
     return folder / "model"
 
 
+WAYS = [
+    ("concatenation", 0, 1),
+    ("paper", 0, 1),
+    ("gated", 0, 1),
+    ("concatenation", 4, 1),
+    ("gated", 4, 1),
+    ("concatenation", 0, 2),
+    ("concatenation", 4, 2),
+    ("gated", 4, 2),
+]
+OTHERS = [objective for objective in OBJECTIVES if objective != "multi_P_I"]
+
+
 @pytest.mark.parametrize(
-    ("interaction", "lora_r", "towers"),
-    [
-        ("concatenation", 0, 1),
-        ("paper", 0, 1),
-        ("gated", 0, 1),
-        ("concatenation", 4, 1),
-        ("gated", 4, 1),
-        ("concatenation", 0, 2),
-        ("concatenation", 4, 2),
-        ("gated", 4, 2),
-    ],
+    ("interaction", "lora_r", "towers", "objective"),
+    [*((*way, "multi_P_I") for way in WAYS), *((*way, other) for way, other in zip([*WAYS, *WAYS], OTHERS))],
 )
-def test_a_backbone_trains_saves_loads_encodes_and_is_measured(backbone, interaction, lora_r, towers, data, tmp_path):
+def test_a_backbone_trains_saves_loads_encodes_and_is_measured(
+    backbone, interaction, lora_r, towers, objective, data, tmp_path
+):
     options = {"interaction": interaction, "frozen_layers": 0, "batch_size": 4, "epochs": 1, "show_progress": False}
-    options |= {"lora_r": lora_r, "share_encoder": towers == 1, "learning_rate": 1e-3}
+    options |= {"lora_r": lora_r, "share_encoder": towers == 1, "learning_rate": 1e-3, "objective": objective}
     trained = train(data, backbone, tmp_path / "model", **options).eval()
     before = load_instruction_model(backbone, interaction=interaction).eval()
     loaded = load_instruction_model(tmp_path / "model").eval()
