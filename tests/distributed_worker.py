@@ -7,23 +7,24 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf import load_instruction_model, load_records, load_rows, training_dataset
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
 
+DATA = {"records": load_records, "rows": load_rows}
 OPTIONS = {"sampled_instructions": 2, "plain_weight": 0.5, "anchor_weight": 1.0, "seed": 5}
 
 
-def batch_columns(model, rows):
-    view = training_dataset(load_records("mini", "train").select(rows))
+def batch_columns(model, data, rows):
+    view = training_dataset(data("mini", "train").select(rows))
     return [model.preprocess(view[name][:]) for name in view.column_names]
 
 
-def step(base, objective, cached, rows, gather):
+def step(base, objective, cached, rows, gather, data=load_records):
     """(loss, gradients by name) of one batch in double precision."""
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     model = load_instruction_model(base).eval().double()
-    features = batch_columns(model, rows)
+    features = batch_columns(model, data, rows)
     kind = CachedInstructionContrastiveLoss if cached else InstructionContrastiveLoss
     extra = {"mini_batch_size": 5} if cached else {}
     loss = kind(model, objective, gather_across_devices=gather, **OPTIONS, **extra)
@@ -36,10 +37,10 @@ def step(base, objective, cached, rows, gather):
 
 
 if __name__ == "__main__":
-    rank, store, base, objective, cached, out = sys.argv[1:]
+    rank, store, base, objective, cached, data, out = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
     half = [0, 1] if rank == "0" else [2, 3]
-    value, gradients = step(base, objective, cached == "cached", half, gather=True)
+    value, gradients = step(base, objective, cached == "cached", half, True, DATA[data])
     dist.all_reduce(value)
     if rank == "0":
         torch.save({"loss": value / 2, "gradients": gradients}, out)

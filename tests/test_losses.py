@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
-from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf import load_instruction_model, load_records, load_rows, training_dataset
 from sentence_transformers_inf.losses import (
     OBJECTIVES,
     CachedInstructionContrastiveLoss,
     InstructionContrastiveLoss,
     instruction_contrastive_loss,
 )
+from sentence_transformers_inf.records import ROW_COLUMNS
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text(encoding="utf-8"))
 
@@ -79,7 +81,8 @@ def test_masked_candidates_leave_the_denominators():
     [
         ({"objective": "multi_P"}, "unknown objective 'multi_P': choose one of uni_P"),
         ({"instruction_candidates": None}, "needs instruction_candidates"),
-        ({"passage": torch.ones(3, 4)}, "aligned"),
+        ({"passage": torch.ones(1, 4)}, "N ≥ R"),
+        ({"passage": torch.ones(2, 5)}, r"N×d .* got \(2, 4\) and \(2, 5\)"),
         ({"instruction_candidates": torch.ones(2, 2, 5)}, r"must be R×m×4"),
     ],
 )
@@ -166,6 +169,84 @@ def test_every_distinct_text_is_encoded_once(model, few_records):
     assert len(encoded) == 6 + 6 + 2 + 4 + 8
     assert loss.last_step_stats["sequences"] == len(encoded)
     assert loss.last_step_stats["real_tokens"] == sum(map(len, encoded))
+
+
+# Further negatives
+
+NEGATIVES = [
+    ("For children.", "q one", "right one", "wrong one"),
+    ("For experts.", "q two", "right two", "wrong two"),
+    ("In verse.", "q one", "right three", "right two"),  # a passage of the batch
+    ("In prose.", "q four", "right four", "wrong two"),  # a negative of the batch
+    ("In short.", "q five", "right five", None),
+]
+
+
+def negative_rows(model):
+    rows = Dataset.from_list([dict(zip(ROW_COLUMNS, row)) for row in NEGATIVES])
+    passages = model.encode([row[2] for row in NEGATIVES] + ["wrong one", "wrong two"], convert_to_tensor=True)
+    queries = model.encode([f"{query} {instruction}" for instruction, query, _, _ in NEGATIVES], convert_to_tensor=True)
+    return columns(model, rows), queries, passages
+
+
+def test_further_negatives_count_once_in_the_p_term_alone(model):
+    features, queries, passages = negative_rows(model)
+    scores = 20 * queries @ passages.T
+    own = scores.diagonal()
+    expected = {
+        "uni_P": (scores.logsumexp(dim=1) - own).mean().item(),
+        "uni_IQ": (scores[:, :5].T.logsumexp(dim=1) - own).mean().item(),
+    }
+    for objective, value in expected.items():
+        assert InstructionContrastiveLoss(model, objective)(features).item() == pytest.approx(value, abs=1e-5)
+    both = InstructionContrastiveLoss(model, "multi_P_IQ")(features).item()
+    assert both == pytest.approx(sum(expected.values()), abs=1e-5)
+
+
+def test_uni_P_with_negatives_is_multiple_negatives_ranking(model):
+    rows = Dataset.from_list([dict(zip(ROW_COLUMNS, row)) for row in NEGATIVES[:2]])
+    features = columns(model, rows)
+    ranking = MultipleNegativesRankingLoss(model, scale=20.0)
+    assert InstructionContrastiveLoss(model, "uni_P")(features).item() == pytest.approx(
+        ranking(features, None).item(), abs=1e-5
+    )
+
+
+def test_a_record_s_negatives_are_none_of_its_bare_query(model):
+    """Two rows have the query "q one": neither's passage nor negative is wrong for it."""
+    features, _, passages = negative_rows(model)
+    value = InstructionContrastiveLoss(model, "uni_P", plain_weight=1.0)(features).item()
+    value -= InstructionContrastiveLoss(model, "uni_P")(features).item()
+    # Of passages 0..6, by row: the positive, and what is masked. "right two" is a passage of another query: it counts.
+    masked = [{2, 5}, {6}, {0, 5}, {6}, set()]
+    expected = 0.0
+    for row, (_, query, _, _) in enumerate(NEGATIVES):
+        scores = 20 * passages @ model.encode(query, convert_to_tensor=True)
+        kept = [k for k in range(7) if k not in masked[row]]
+        expected += (scores[kept].logsumexp(0) - scores[row]).item() / 5
+    # "wrong two" was seen first as the negative of "q two", and so counts for "q four".
+    scores = 20 * passages @ model.encode("q four", convert_to_tensor=True)
+    without = [k for k in range(7) if k != 6]
+    expected += (scores.logsumexp(0) - scores[without].logsumexp(0)).item() / 5
+    assert value == pytest.approx(expected, abs=1e-4)
+
+
+def test_negatives_may_be_vectors_made_before(model):
+    features, _, passages = negative_rows(model)
+    loss = InstructionContrastiveLoss(model, "multi_P_I", plain_weight=0.5)
+    given = InstructionContrastiveLoss(model, "multi_P_I", plain_weight=0.5, passage_embeddings=passages.numpy())
+    labels = torch.tensor([[0, 5], [1, 6], [2, 1], [3, 6], [4, 4]])
+    assert given(features[:1], labels).item() == pytest.approx(loss(features).item(), abs=1e-5)
+
+
+def test_records_train_as_rows(model, few_records, tmp_path):
+    """The rows of records, as other corpora's: a query and instruction, its passage, and a negative."""
+    few_records.to_parquet(tmp_path / "train.parquet")
+    rows = load_rows(tmp_path)
+    record, row = columns(model, few_records), columns(model, rows)
+    assert len(row) == 3
+    values = [InstructionContrastiveLoss(model, "uni_P")(features).item() for features in (record, row)]
+    assert values[0] == pytest.approx(values[1], abs=1e-5)  # every negative is a passage of the batch
 
 
 @pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
@@ -325,7 +406,7 @@ def test_left_padding_gives_the_same_loss(base, few_records):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda features: features[:5], "got 5 columns"),
+        (lambda features: features[:5], "got 3 columns of instructed queries and 2 of passages"),
         (lambda features: features[3:] + features[:3], "column 0 holds no instructed queries"),
     ],
 )

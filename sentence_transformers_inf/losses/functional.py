@@ -64,12 +64,13 @@ def instruction_contrastive_loss(
 
     Args:
         query: R×d, the instructed queries x_r.
-        passage: R×d, the passages p_r; row r belongs to row r of ``query``.
+        passage: N×d with N ≥ R, the passages p_r; row r belongs to row r of ``query``, and rows from R on are further
+            negatives of the P term.
         instruction_candidates: R'×m×d, f(I', q_r) for the candidate instructions of each row; entry 0 of a row is x_r
             itself. Needed by the objectives with an I term.
         objective: One of :data:`OBJECTIVES`.
         scale: Inverse temperature 1/τ. Embeddings need not be of unit length: the similarity is the cosine.
-        not_negative: R'×R booleans, true where rows r and k share a query with its instruction, or a passage, so that
+        not_negative: R'×N booleans, true where rows r and k share a query with its instruction, or a passage, so that
             neither is a negative of the other. The diagonal is ignored.
         not_candidate: R'×m booleans, true where a candidate instruction is no negative. Column 0 is ignored.
         first_row: The loss is the mean over the rows ``first_row .. first_row + R' - 1``, where R' is the number of rows
@@ -82,9 +83,9 @@ def instruction_contrastive_loss(
         ValueError: Unknown objective, shapes that do not fit, or an I term without candidates.
     """
     terms = objective_terms(objective)
-    if query.ndim != 2 or query.shape != passage.shape:
+    if query.ndim != 2 or passage.ndim != 2 or query.shape[1] != passage.shape[1] or len(query) > len(passage):
         raise ValueError(
-            f"query and passage must both be R×d and aligned, got {tuple(query.shape)} and {tuple(passage.shape)}"
+            f"query must be R×d, and passage N×d with N ≥ R, got {tuple(query.shape)} and {tuple(passage.shape)}"
         )
     if "I" in terms and instruction_candidates is None:
         raise ValueError(f"the objective {objective!r} has an I term and needs instruction_candidates (R×m×d)")
@@ -114,7 +115,9 @@ def instruction_contrastive_loss(
                 masked[:, 0] = True
             else:
                 scores = scale * (own_query @ passage.T if term == "P" else own_passage @ query.T)
-                masked = torch.zeros_like(scores, dtype=torch.bool) if not_negative is None else not_negative.clone()
+                masked = torch.zeros_like(scores, dtype=torch.bool)
+                if not_negative is not None:
+                    masked |= not_negative[:, : scores.shape[1]]
                 masked[local, own] = True
             negatives.append(scores.masked_fill(masked, -torch.inf))
 

@@ -33,6 +33,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank, get_world_size
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
 
 from sentence_transformers_inf.losses.functional import instruction_contrastive_loss, objective_terms
@@ -59,6 +60,7 @@ class _Batch:
     features: list[dict[str, Any]]  # groups of distinct texts that preprocess alike, each sorted by length
     query: Tensor  # R: index of each row's instructed query among the distinct texts
     passage: Tensor  # R; with precomputed passages, rows of those
+    negatives: Tensor  # B×e: the further negatives of each record; likewise
     candidates: Tensor  # R×m, column 0 the row's own instructed query
     not_candidate: Tensor  # R×m booleans, true where a row has fewer candidates than m
     plain_query: Tensor  # Q: the bare queries
@@ -96,8 +98,9 @@ class InstructionContrastiveLoss(nn.Module):
         gather_across_devices: Use the rows of all processes as candidates. The loss of N processes on a split batch then
             averages to that of one process on the whole batch.
         passage_embeddings: N×d, vectors of passages that were made before, by a model that stays as it is: no passage is
-            encoded. The batch then has no passage columns, and the labels (B×k) say which of these rows are the passages of
-            its k instructed queries; equal passages must be one row. A memory-mapped array stays where it is.
+            encoded. The batch then has no passage columns, and the labels (B×(k + e)) say which of these rows are the
+            passages of its k instructed queries, and its e further negatives; equal passages must be one row. A
+            memory-mapped array stays where it is.
         max_tokens_per_chunk: Texts are encoded in chunks of at most so many tokens, padding included. Smaller chunks
             waste less on padding, larger ones fill a GPU. Changes neither the loss nor the gradients.
         seed: Seeds the draws of candidates and positives.
@@ -106,16 +109,17 @@ class InstructionContrastiveLoss(nn.Module):
         ValueError: Unknown objective, or an argument out of range.
 
     Inputs:
-        | Texts                                                        | Labels |
-        |--------------------------------------------------------------|--------|
-        | (k instructed queries, k passages), column k + i right for i | none   |
-        | (k instructed queries), with ``passage_embeddings``          | B×k    |
+        | Texts                                                                       | Labels    |
+        |-----------------------------------------------------------------------------|-----------|
+        | (k instructed queries, k passages, e negatives), column k + i right for i   | none      |
+        | (k instructed queries), with ``passage_embeddings``                         | B×(k + e) |
 
-        An instructed query is ``{"instruction": str, "query": str}``. An InF-IR record has k = 3, in the order of
-        :func:`~sentence_transformers_inf.training_dataset`: (q+, I+), (q+, I-), (q-, I+), d+, d1, d2.
+        An instructed query is ``{"instruction": str, "query": str}``. An InF-IR record has k = 3 and e = 0, in the order of
+        :func:`~sentence_transformers_inf.training_dataset`: (q+, I+), (q+, I-), (q-, I+), d+, d1, d2. Negatives take part in
+        the P term, for all rows of the batch; they are no negatives of their own record's bare queries.
 
     Relations:
-        - ``uni_P`` on columns of one instructed query and one passage is Sentence Transformers'
+        - ``uni_P`` on columns of one instructed query, one passage and negatives is Sentence Transformers'
           ``MultipleNegativesRankingLoss``; this class adds the candidates on the instruction side.
         - :class:`CachedInstructionContrastiveLoss` is the same loss with GradCache, for batches larger than memory.
 
@@ -194,20 +198,26 @@ class InstructionContrastiveLoss(nn.Module):
         return self._score(embeddings, batch, self._every_instruction(encoded, batch) if batch.every else None)
 
     def _plan(self, columns: list[dict[str, Any]], labels: Tensor | None = None) -> _Batch:
+        if isinstance(self.model, DistributedDataParallel):
+            # It would send buffers around at every call, and hang: each process has as many calls as its texts need.
+            self.model.broadcast_buffers = False
         given = self.passage_embeddings is not None
-        k = len(columns) if given else len(columns) // 2
-        if given and (labels is None or labels.ndim != 2 or labels.shape[1] != k):
-            raise ValueError(f"with passage_embeddings, {k} columns of instructed queries need labels of shape B×{k}")
-        if not given and (len(columns) < 2 or len(columns) % 2):
-            raise ValueError(
-                f"got {len(columns)} columns: expected k instructed queries and k passages (see training_dataset)"
-            )
+        k = sum("query" in column for column in columns)
         if any("cu_seq_lens_q" in column for column in columns):
             raise ValueError("the model flattens its inputs (unpadding): set model[0].unpad_inputs = False for training")
-        if missing := [position for position, column in enumerate(columns[:k]) if "query" not in column]:
+        if missing := [position for position, column in enumerate(columns[: max(k, 1)]) if "query" not in column]:
             raise ValueError(
                 f"column {missing[0]} holds no instructed queries: pass {{'instruction', 'query'}} dictionaries to a model "
                 "made by load_instruction_model"
+            )
+        if given and (labels is None or labels.ndim != 2 or labels.shape[1] < k):
+            raise ValueError(
+                f"with passage_embeddings, {k} columns of instructed queries need labels of shape B×{k} or wider"
+            )
+        if not given and len(columns) < 2 * k:
+            raise ValueError(
+                f"got {k} columns of instructed queries and {len(columns) - k} of passages: expected a passage for each "
+                "instructed query (see training_dataset)"
             )
         records = [
             [(column["instruction"][row], column["query"][row]) for column in columns[:k]]
@@ -221,7 +231,7 @@ class InstructionContrastiveLoss(nn.Module):
         known = {row: index for index, row in enumerate(rows)}
         plain = [("", query) for query, _ in drawn_positive]
         extra = list(dict.fromkeys(c for c in [*(c for cs in candidates for c in cs), *plain] if c not in known))
-        texts = len(rows) * (1 if given else 2)
+        texts = len(records) * len(columns)
         known |= {pair: texts + index for index, pair in enumerate(extra)}
 
         if extra:
@@ -238,13 +248,17 @@ class InstructionContrastiveLoss(nn.Module):
         lengths = torch.tensor([1 + len(cs) for cs in candidates])
         device = position.device
         plain_index = torch.tensor([known["", query] for _, query in rows] if self.plain_weight else own, device=device)
-        passage = position[len(rows) : texts] if labels is None or not given else labels.flatten().to(device)
+        passage = position[len(rows) : 2 * len(rows)]
+        negatives = position[2 * len(rows) : texts].reshape(-1, len(records)).T
+        if given and labels is not None:
+            passage, negatives = labels[:, :k].flatten().to(device), labels[:, k:].to(device)
         plain_query = position[torch.tensor([known[pair] for pair in plain], dtype=torch.long, device=device)]
         anchors = self._anchor(features_by_group, keys, torch.cat([passage, plain_query])) if self._base else None
         return _Batch(
             features=features_by_group,
             query=position[: len(rows)],
             passage=passage,
+            negatives=negatives,
             candidates=position[table.to(device)],
             not_candidate=(torch.arange(width) >= lengths[:, None]).to(device),
             plain_query=plain_query,
@@ -389,19 +403,24 @@ class InstructionContrastiveLoss(nn.Module):
     def _score(self, embeddings: Tensor, batch: _Batch, every: Tensor | None = None) -> Tensor:
         """The loss from the embeddings of a batch's texts (N×d), and of its rows under every instruction (R×A×d)."""
         query, query_keys, plain_keys = embeddings[batch.query], batch.keys[batch.query], batch.plain_keys
-        if self.passage_embeddings is None:
-            passage, passage_keys = embeddings[batch.passage], batch.keys[batch.passage]
-        else:
-            passage_keys = batch.passage
-            passage = torch.from_numpy(self.passage_embeddings[passage_keys.cpu().numpy(), : query.shape[1]]).to(query)
+        passage, passage_keys = self._passages(embeddings, batch.keys, batch.passage)
+        negatives, negative_keys = self._passages(embeddings, batch.keys, batch.negatives.flatten())
         local_query_keys, local_passage_keys = query_keys, passage_keys
         first_row = 0
         if self.gather_across_devices:
             first_row = get_rank() * len(query)
             query, passage = all_gather_with_grad(query), all_gather_with_grad(passage)
             query_keys, passage_keys, plain_keys = (all_gather(keys) for keys in (query_keys, passage_keys, plain_keys))
+            if len(negatives):
+                negatives, negative_keys = all_gather_with_grad(negatives), all_gather(negative_keys)
+        # A further negative counts once: not where its text is a passage of the batch or an earlier negative.
+        occurs = negative_keys[:, None] == torch.cat([passage_keys, negative_keys])
+        new = torch.arange(len(negatives), device=occurs.device)
+        new = new[occurs.long().argmax(dim=1) == len(passage) + new]
         same_query = local_query_keys[:, None] == query_keys[None]
         same_passage = local_passage_keys[:, None] == passage_keys[None]
+        not_negative = F.pad(same_query | same_passage, (0, len(new)))
+        passage, passage_keys = torch.cat([passage, negatives[new]]), torch.cat([passage_keys, negative_keys[new]])
 
         candidates = not_candidate = None
         if "I" in self.terms:
@@ -422,13 +441,13 @@ class InstructionContrastiveLoss(nn.Module):
             candidates,
             objective=self.objective,
             scale=self.scale,
-            not_negative=same_query | same_passage,
+            not_negative=not_negative,
             not_candidate=not_candidate,
             first_row=first_row,
         )
         if self.plain_weight:
             loss = loss + self.plain_weight * self._plain_loss(
-                embeddings, passage, passage_keys, plain_keys, first_row, batch
+                embeddings, passage, passage_keys, plain_keys, new, first_row, batch
             )
         if batch.anchors is not None:
             now = embeddings[torch.cat([batch.passage, batch.plain_query])]
@@ -437,12 +456,19 @@ class InstructionContrastiveLoss(nn.Module):
             loss = loss + self.anchor_weight * distance.mean()
         return loss
 
+    def _passages(self, embeddings: Tensor, keys: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings and keys of passages, of this batch or made before."""
+        if self.passage_embeddings is None:
+            return embeddings[which], keys[which]
+        return torch.from_numpy(self.passage_embeddings[which.cpu().numpy(), : embeddings.shape[1]]).to(embeddings), which
+
     def _plain_loss(
         self,
         embeddings: Tensor,
         passage: Tensor,
         passage_keys: Tensor,
         plain_keys: Tensor,
+        negatives: Tensor,
         first_row: int,
         batch: _Batch,
     ) -> Tensor:
@@ -453,6 +479,9 @@ class InstructionContrastiveLoss(nn.Module):
             scores = self.scale * query @ F.normalize(passage.to(dtype), dim=-1).T
             positive = batch.plain_positive + first_row
             right = plain_keys[positive][:, None] == plain_keys[None]
+            # What is no answer under a record's instruction may be one to its bare query.
+            of_record = right.unflatten(1, (-1, len(batch.passage) // len(batch.negatives))).any(dim=-1)
+            right = torch.cat([right, of_record[:, negatives // max(batch.negatives.shape[1], 1)]], dim=1)
             right |= passage_keys[positive][:, None] == passage_keys[None]
             right[torch.arange(len(positive), device=right.device), positive] = False
             return F.cross_entropy(scores.masked_fill(right, -torch.inf), positive)
