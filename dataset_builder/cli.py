@@ -304,7 +304,9 @@ def analyze(
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     split: Annotated[str, typer.Option(help="Split of the corpora that have several.")] = "train",
     sample: Annotated[int, typer.Option(help="Most texts of a kind that are measured.", min=2)] = 10_000,
-    limit: Annotated[int, typer.Option(help="Most examples that are read of a corpus.", min=1)] = 100_000,
+    limit: Annotated[
+        int, typer.Option(help="Most rows that are read of a corpus; an InF-IR record has three.", min=1)
+    ] = 100_000,
     seed: Annotated[int, typer.Option(help="Of the samples and the map.")] = 0,
 ) -> None:
     """How varied a corpus is, beside others: similarity, n-grams, and a map of instructions, queries and passages."""

@@ -24,18 +24,19 @@ _BLOCK = 1024
 
 
 def distinct_passages(splits: Sequence[Dataset]) -> list[str]:
-    """The distinct passages of some splits of records, in the order in which they occur: d+, d1, d2 of each record."""
+    """The distinct passages of some splits of records or of their training views, in the order in which they occur."""
     return list(dict.fromkeys(passage for records in splits for passage in _passages(records)))
 
 
 def passage_rows(records: Dataset, passages: Sequence[str]) -> NDArray[np.int64]:
-    """Where the passages d+, d1, d2 of N records (N×3) stand among ``passages``."""
+    """Where the passages d+, d1, d2 of N records or rows of a training view stand among ``passages`` (N×3, or N×2)."""
     row_of = {passage: row for row, passage in enumerate(passages)}
-    return np.array([row_of[passage] for passage in _passages(records)], dtype=np.int64).reshape(-1, len(PASSAGE_COLUMNS))
+    return np.array([row_of[passage] for passage in _passages(records)], dtype=np.int64).reshape(len(records), -1)
 
 
 def _passages(records: Dataset) -> list[str]:
-    return [passage for record in zip(*(records[name] for name in PASSAGE_COLUMNS)) for passage in record]
+    columns = [records[name] for name in PASSAGE_COLUMNS if name in records.column_names]
+    return [passage for record in zip(*columns) for passage in record]
 
 
 def encode_passages(

@@ -7,13 +7,15 @@ A record is three aligned rows, (q+, I+, d+), (q+, I-, d1) and (q-, I+, d2), eac
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Value, get_dataset_split_names, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
 QUERY_COLUMNS = ("query_positive", "query_negative")
@@ -50,8 +52,13 @@ ROWS = (
 TRAINING_COLUMNS = ("instructed_query", "poisoned_instruction", "poisoned_query")
 """The instructed queries of :func:`training_dataset`, in the order of :data:`ROWS`."""
 
+_PAIR = {"instruction": Value("string"), "query": Value("string")}
+
 ROW_COLUMNS = ("instruction", "query", "passage", "negative")
 """The columns of :func:`load_rows`."""
+
+_PROMPTRIEVER_COLUMNS = {"only_instruction", "only_query", "positive_passages"}
+_FOLLOWIR_COLUMNS = {"instruction", "query", "document", "label"}
 
 _NOT_FOUND = (
     "{source}: no such file or folder, and no such dataset could be read from the Hugging Face Hub (pass 'mini' for the "
@@ -91,7 +98,7 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
             ``samaya-ai/msmarco-w-instructions`` (Promptriever, Weller et al. 2024, arXiv:2409.11136; its rows with an
             instruction) and ``jhu-clsp/FollowIR-train`` (Weller et al. 2024, arXiv:2403.15246).
         split: Which split; ``None``: the only one.
-        limit: Read the first so many examples only; of a dataset on the Hub, no more is downloaded than that takes.
+        limit: The first so many rows only; of a dataset on the Hub, no more is downloaded than that takes.
 
     Returns:
         A dataset with the string columns ``instruction``, ``query``, ``passage`` (right for both) and ``negative``
@@ -101,22 +108,43 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
         RecordError: None of the known corpora, or no row with an instruction in it.
         FileNotFoundError: No such file, folder or Hub dataset.
     """
-    data, name = _read(source, split, (), limit)
-    if set(REQUIRED_COLUMNS) <= set(data.column_names):
+    data, name = _read(source, split, (), stream=limit is not None)
+    columns = _columns(data)
+    if set(REQUIRED_COLUMNS) <= columns:
+        if limit is not None:  # three rows each
+            data = Dataset.from_list(list(data.take(math.ceil(limit / 3))))
         rows = _rows_of_records(_checked(data, name))
-    elif {"only_instruction", "only_query", "positive_passages"} <= set(data.column_names):
+    elif columns >= _PROMPTRIEVER_COLUMNS:
         rows = _rows_of_promptriever(data)
-    elif {"instruction", "query", "document", "label"} <= set(data.column_names):
+    elif columns >= _FOLLOWIR_COLUMNS:
         rows = _rows_of_followir(data)
     else:
         raise RecordError(
             f"{name}: neither InF-IR records nor Promptriever's nor FollowIR's training data; it has the columns "
-            f"{', '.join(data.column_names)}"
+            f"{', '.join(sorted(columns))}"
         )
-    found = list(rows)
+    found = list(itertools.islice(rows, limit))
     if not found:
         raise RecordError(f"{name}: there is no row with an instruction in it")
     return Dataset.from_list(found, features=Features({column: Value("string") for column in ROW_COLUMNS}))
+
+
+def load_training_data(source: str | Path, split: str | None = None, limit: int | None = None) -> Dataset:
+    """What ``train`` reads: InF-IR records, as :func:`load_records` does, or another corpus's rows, as :func:`load_rows`.
+
+    Args:
+        source: As for :func:`load_rows`.
+        split: Which split; ``None``: the only one.
+        limit: The first so many records or rows only.
+
+    Raises:
+        RecordError, FileNotFoundError: As those two say.
+    """
+    columns = _columns(_read(source, split, (), stream=True)[0])
+    if columns >= _PROMPTRIEVER_COLUMNS or columns >= _FOLLOWIR_COLUMNS:
+        return load_rows(source, split, limit)
+    records = load_records(source, split)
+    return records if limit is None else records.take(min(limit, len(records)))
 
 
 def is_on_hub(source: str | Path) -> bool:
@@ -153,14 +181,17 @@ def training_dataset(records: Dataset, instructions: bool = True) -> Dataset:
     """The columns that the losses train on.
 
     Args:
-        records: Records as :func:`load_records` returns them.
+        records: Records as :func:`load_records` returns them, or rows as :func:`load_rows` does.
         instructions: With ``False``, all instructions are blank: the bare queries, with the same passages.
 
     Returns:
         One row per record with the columns ``instructed_query``, ``poisoned_instruction``, ``poisoned_query`` (each
         ``{"instruction": str, "query": str}``), ``document``, ``hard_negative_document_1`` and
-        ``hard_negative_document_2``. A batch of B rows is a batch of 3·B aligned triples.
+        ``hard_negative_document_2``. A batch of B rows is a batch of 3·B aligned triples. Of rows: ``instructed_query``,
+        ``document`` and ``hard_negative_document_1``, which is the document itself, and so no negative, where there is none.
     """
+    if set(ROW_COLUMNS) <= set(records.column_names):
+        return _training_rows(records, instructions)
 
     def view(columns: dict[str, list[str]]) -> dict[str, list[Any]]:
         instructed = {
@@ -172,9 +203,21 @@ def training_dataset(records: Dataset, instructions: bool = True) -> Dataset:
         }
         return {**instructed, **{name: columns[name] for name in PASSAGE_COLUMNS}}
 
-    pair = {"instruction": Value("string"), "query": Value("string")}
-    features = Features({**{name: pair for name in TRAINING_COLUMNS}, **{name: Value("string") for name in PASSAGE_COLUMNS}})
+    features = Features(
+        {**{name: _PAIR for name in TRAINING_COLUMNS}, **{name: Value("string") for name in PASSAGE_COLUMNS}}
+    )
     return records.map(view, batched=True, remove_columns=records.column_names, features=features, desc="Training view")
+
+
+def _training_rows(rows: Dataset, instructions: bool) -> Dataset:
+    document, negative, _ = PASSAGE_COLUMNS
+
+    def view(row: dict[str, str | None]) -> dict[str, Any]:
+        pair = {"instruction": row["instruction"] if instructions else "", "query": row["query"]}
+        return {TRAINING_COLUMNS[0]: pair, document: row["passage"], negative: row["negative"] or row["passage"]}
+
+    features = Features({TRAINING_COLUMNS[0]: _PAIR, document: Value("string"), negative: Value("string")})
+    return rows.map(view, remove_columns=rows.column_names, features=features, desc="Training view")
 
 
 def _rows_of_records(records: Dataset) -> Iterator[dict[str, str | None]]:
@@ -184,7 +227,7 @@ def _rows_of_records(records: Dataset) -> Iterator[dict[str, str | None]]:
             yield dict(zip(ROW_COLUMNS, (record[instruction], record[query], record[passage], record[negative])))
 
 
-def _rows_of_promptriever(data: Dataset) -> Iterator[dict[str, str | None]]:
+def _rows_of_promptriever(data: Dataset | IterableDataset) -> Iterator[dict[str, str | None]]:
     def text(passage: dict[str, Any]) -> str:
         title = passage.get("title") or ""
         return f"{title} {passage['text']}" if title.strip(" -") else passage["text"]
@@ -196,7 +239,7 @@ def _rows_of_promptriever(data: Dataset) -> Iterator[dict[str, str | None]]:
             yield dict(zip(ROW_COLUMNS, (example["only_instruction"], example["only_query"], *values)))
 
 
-def _rows_of_followir(data: Dataset) -> Iterator[dict[str, str | None]]:
+def _rows_of_followir(data: Dataset | IterableDataset) -> Iterator[dict[str, str | None]]:
     """Relevant documents of an instructed query, each with the next of its irrelevant ones."""
     groups: dict[tuple[str, str], tuple[list[str], list[str | None]]] = {}
     for example in data:
@@ -208,17 +251,21 @@ def _rows_of_followir(data: Dataset) -> Iterator[dict[str, str | None]]:
             yield dict(zip(ROW_COLUMNS, (instruction, query, passage, negative)))
 
 
-def _read(source: str | Path, split: str | None, columns: tuple[str, ...], limit: int | None = None) -> tuple[Dataset, str]:
-    """A source as it is, with its name for messages; ``columns`` must be in every line of JSON Lines."""
+def _read(
+    source: str | Path, split: str | None, columns: tuple[str, ...], stream: bool = False
+) -> tuple[Dataset | IterableDataset, str]:
+    """A source as it is, with its name for messages; ``columns`` must be in every line of JSON Lines.
+
+    A dataset on the Hub is not downloaded as a whole where ``stream`` is asked for.
+    """
     name, files = _find(source)
     if files is None:
         try:
-            if limit is None:
-                data = load_dataset(str(source), split=split)
-            else:
+            if stream:
                 chosen = _choose_split(name, get_dataset_split_names(name), split)
-                stream = load_dataset(str(source), split=chosen, streaming=True)
-                data = Dataset.from_list(list(stream.take(limit)), features=stream.features)
+                data = load_dataset(str(source), split=chosen, streaming=True)
+            else:
+                data = load_dataset(str(source), split=split)
         except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
             raise FileNotFoundError(_NOT_FOUND.format(source=source, error=error)) from error
         except RecordError:
@@ -237,9 +284,11 @@ def _read(source: str | Path, split: str | None, columns: tuple[str, ...], limit
         data = load_dataset(builder, data_files=[str(path) for path in paths], split="train")
     except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
         raise RecordError(f"{paths[0]}: cannot be read as {builder}: {error.__cause__ or error}") from error
-    if limit is not None:
-        data = data.select(range(min(limit, len(data))))
     return data, str(paths[0]) if len(paths) == 1 else name
+
+
+def _columns(data: Dataset | IterableDataset) -> set[str]:
+    return set(data.column_names or next(iter(data), ()))  # a stream may learn its columns only from its first example
 
 
 def _find(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:

@@ -50,9 +50,11 @@ from sentence_transformers_inf.modules import (
 from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
 from sentence_transformers_inf.records import (
     PASSAGE_COLUMNS,
+    ROW_COLUMNS,
     TRAINING_COLUMNS,
     is_on_hub,
     load_records,
+    load_training_data,
     record_splits,
     revision_of,
     training_dataset,
@@ -113,7 +115,8 @@ def train(
 
     Args:
         data: InF-IR records, as for :func:`~sentence_transformers_inf.load_records`; the split ``train`` is trained on,
-            and ``validation``, if there, chooses the checkpoint (by p-MRR).
+            and ``validation``, if there, chooses the checkpoint (by p-MRR). Or Promptriever's or FollowIR's training data,
+            as for :func:`~sentence_transformers_inf.load_rows`: a row counts as a record, and the last checkpoint is kept.
         base: Hub id or folder of any SentenceTransformer that begins with a Transformer. ``None``: :func:`bundled_base`.
         output: Folder for the model, its card, ``recipe.json``, the measurements on ``validation`` (``eval/``) and, until
             the run is finished, what resuming needs (``checkpoints/``).
@@ -181,16 +184,15 @@ def train(
     output = Path(output)
 
     splits = record_splits(data)
-    records = load_records(data, "train" if "train" in splits else None)
+    records = load_training_data(data, "train" if "train" in splits else None, max_records)
     records_revision = revision_of(records)
-    validation = load_records(data, "validation") if "validation" in splits else None
+    of_rows = set(ROW_COLUMNS) <= set(records.column_names)
+    validation = load_records(data, "validation") if "validation" in splits and not of_rows else None
     vectors: NDArray[np.float32] | None = None
     passages: list[str] = []
     if passage_embeddings is not None:
         passages = distinct_passages([load_records(data, split) for split in splits])
         vectors = read_passage_embeddings(passage_embeddings, passages)
-    if max_records is not None:
-        records = records.select(range(min(max_records, len(records))))
     fingerprint = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     fingerprint |= {"base": BUNDLED_BASE if base is None else str(base)}
     fingerprint |= {"records": len(records), "records_sha256": _hash_records(records)}
@@ -199,8 +201,9 @@ def train(
 
     set_seed(seed)
     model = load_instruction_model(bundled_base() if base is None else base, template, interaction=interaction)
+    view = training_dataset(records, instructions)
     if adapter:
-        passages = distinct_passages([records] if validation is None else [records, validation])
+        passages = distinct_passages([view] if validation is None else [view, validation])
         vectors = encode_passages(model, passages, show_progress=show_progress)
         model = instructed_tower(model, lora=lora_r > 0)
     elif vectors is not None:
@@ -260,10 +263,10 @@ def train(
         if mini_batch_size is None
         else CachedInstructionContrastiveLoss(model, mini_batch_size=mini_batch_size, **options)
     )
-    view = training_dataset(records, instructions)
     if vectors is not None:
-        labels = passage_rows(records, passages).tolist()
-        view = view.remove_columns(list(PASSAGE_COLUMNS)).add_column("label", labels)
+        labels = passage_rows(view, passages).tolist()
+        view = view.select_columns([name for name in TRAINING_COLUMNS if name in view.column_names])
+        view = view.add_column("label", labels)
     _claim(output, fingerprint, overwrite)
     trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=view, loss=loss, evaluator=evaluator)
     started, resumed_from = time.monotonic(), _last_complete(checkpoints)

@@ -1,4 +1,4 @@
-"""Diversity against direct computations, the readers of other corpora, and the report."""
+"""Diversity against direct computations, and the report."""
 
 import collections
 import json
@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -17,44 +16,9 @@ from hypothesis.extra import numpy as arrays
 from dataset_builder import diversity
 from dataset_builder.diversity import average_pairwise_similarity, count_ngrams
 from dataset_builder.quality import words
-from sentence_transformers_inf import RecordError, load_records
-from sentence_transformers_inf.records import ROW_COLUMNS, load_rows
+from sentence_transformers_inf import load_records
 from tests.commands import run_commands
-
-FOLLOWIR = [
-    {"score": float(label == "true"), "label": label, "id": id, "query": query, "instruction": instruction, "document": text}
-    for label, id, query, instruction, text in [
-        ("true", "301_a", "crime", "Gangs only.", "A gang."),
-        ("false", "301_b", "crime", "Gangs only.", "A thief."),
-        ("true", "301_c", "crime", "Gangs only.", "Two gangs."),
-        ("false", "302_a", "polio", "Recent cases.", "In 1950."),
-    ]
-]
-
-
-def passage(text, title="-"):
-    return {"docid": "1", "text": text, "title": title}
-
-
-PROMPTRIEVER = [
-    {
-        "query_id": "1-standard", "query": "what is rust", "only_query": "what is rust", "only_instruction": "",
-        "has_instruction": False, "positive_passages": [passage("Iron oxide.")], "negative_passages": [passage("Gold.")],
-        "new_negatives": [],
-    },
-    {
-        "query_id": "1-instruct", "query": "what is rust The language.", "only_query": "what is rust",
-        "only_instruction": "The language.", "has_instruction": True,
-        "positive_passages": [passage("A compiled language.", "Rust")], "negative_passages": [passage("Gold.")],
-        "new_negatives": [passage("Iron oxide.")],
-    },
-    {
-        "query_id": "2-instruct", "query": "tea Green tea.", "only_query": "tea", "only_instruction": "Green tea.",
-        "has_instruction": True, "positive_passages": [passage("Sencha.")], "negative_passages": [passage("Assam.")],
-        "new_negatives": [],
-    },
-]  # fmt: skip
-
+from tests.other_corpora import FOLLOWIR
 
 # Average pairwise similarity
 
@@ -141,46 +105,6 @@ def test_memory_does_not_grow_with_the_texts():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diversity, "_WORDS_KEPT", 10_000)
         assert peak(160_000) < 1.2 * peak(40_000)
-
-
-# Other corpora
-
-
-def test_records_are_three_rows(few_records, tmp_path):
-    few_records.to_parquet(tmp_path / "train.parquet")
-    rows, record = load_rows(tmp_path), few_records[0]
-    assert rows.column_names == list(ROW_COLUMNS)
-    assert len(rows) == 3 * len(few_records)
-    assert rows[1] == {
-        "instruction": record["instruction_negative"], "query": record["query_positive"],
-        "passage": record["hard_negative_document_1"], "negative": record["document"],
-    }  # fmt: skip
-
-
-def test_promptriever_rows_have_instruction_negatives_first(tmp_path):
-    Dataset.from_list(PROMPTRIEVER).to_parquet(tmp_path / "train.parquet")
-    assert load_rows(tmp_path / "train.parquet").to_list() == [
-        dict(zip(ROW_COLUMNS, ("The language.", "what is rust", "Rust A compiled language.", "Iron oxide."))),
-        dict(zip(ROW_COLUMNS, ("Green tea.", "tea", "Sencha.", "Assam."))),
-    ]
-
-
-def test_followir_rows_pair_relevant_documents_with_others(tmp_path):
-    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, FOLLOWIR)))
-    assert load_rows(tmp_path).to_list() == [
-        dict(zip(ROW_COLUMNS, ("Gangs only.", "crime", "A gang.", "A thief."))),
-        dict(zip(ROW_COLUMNS, ("Gangs only.", "crime", "Two gangs.", None))),
-    ]
-    assert len(load_rows(tmp_path, limit=2)) == 1
-
-
-def test_other_data_are_refused_by_their_columns(tmp_path):
-    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(RecordError, match=r"train\.jsonl: neither InF-IR records .* it has the columns text"):
-        load_rows(tmp_path)
-    Dataset.from_list(PROMPTRIEVER[:1]).to_parquet(tmp_path / "bare.parquet")
-    with pytest.raises(RecordError, match="no row with an instruction"):
-        load_rows(tmp_path / "bare.parquet")
 
 
 # The report

@@ -5,15 +5,18 @@ import json
 import pytest
 from datasets import Dataset
 
-from sentence_transformers_inf import RecordError, load_records, training_dataset
+from sentence_transformers_inf import RecordError, load_records, load_rows, training_dataset
 from sentence_transformers_inf.records import (
     FEATURES,
     INSTRUCTION_TYPES,
     OPTIONAL_COLUMNS,
     PASSAGE_COLUMNS,
     REQUIRED_COLUMNS,
+    ROW_COLUMNS,
+    load_training_data,
     record_splits,
 )
+from tests.other_corpora import FOLLOWIR, PROMPTRIEVER
 
 
 def record(**changes):
@@ -127,3 +130,66 @@ def test_the_training_view_has_the_three_aligned_rows(few_records):
     }
     assert row["poisoned_query"] == {"instruction": source["instruction_positive"], "query": source["query_negative"]}
     assert [row[name] for name in PASSAGE_COLUMNS] == [source[name] for name in PASSAGE_COLUMNS]
+
+
+# Other corpora
+
+
+def test_records_are_three_rows(few_records, tmp_path):
+    few_records.to_parquet(tmp_path / "train.parquet")
+    rows, record = load_rows(tmp_path), few_records[0]
+    assert rows.column_names == list(ROW_COLUMNS)
+    assert len(rows) == 3 * len(few_records)
+    assert rows[1] == {
+        "instruction": record["instruction_negative"], "query": record["query_positive"],
+        "passage": record["hard_negative_document_1"], "negative": record["document"],
+    }  # fmt: skip
+
+
+def test_promptriever_rows_have_instruction_negatives_first(tmp_path):
+    Dataset.from_list(PROMPTRIEVER).to_parquet(tmp_path / "train.parquet")
+    assert load_rows(tmp_path / "train.parquet").to_list() == [
+        dict(zip(ROW_COLUMNS, ("The language.", "what is rust", "Rust A compiled language.", "Iron oxide."))),
+        dict(zip(ROW_COLUMNS, ("Green tea.", "tea", "Sencha.", "Assam."))),
+    ]
+
+
+def test_followir_rows_pair_relevant_documents_with_others(tmp_path):
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, FOLLOWIR)))
+    assert load_rows(tmp_path).to_list() == [
+        dict(zip(ROW_COLUMNS, ("Gangs only.", "crime", "A gang.", "A thief."))),
+        dict(zip(ROW_COLUMNS, ("Gangs only.", "crime", "Two gangs.", None))),
+    ]
+    assert len(load_rows(tmp_path, limit=1)) == 1
+
+
+def test_other_data_are_refused_by_their_columns(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(RecordError, match=r"train\.jsonl: neither InF-IR records .* it has the columns text"):
+        load_rows(tmp_path)
+    Dataset.from_list(PROMPTRIEVER[:1]).to_parquet(tmp_path / "bare.parquet")
+    with pytest.raises(RecordError, match="no row with an instruction"):
+        load_rows(tmp_path / "bare.parquet")
+
+
+def test_training_data_are_records_or_rows(tmp_path, few_records):
+    few_records.to_parquet(tmp_path / "records" / "train.parquet")
+    Dataset.from_list(PROMPTRIEVER).to_parquet(tmp_path / "rows.parquet")
+    assert load_training_data(tmp_path / "records").to_list() == few_records.to_list()
+    assert len(load_training_data(tmp_path / "records", limit=3)) == 3
+    rows = load_training_data(tmp_path / "rows.parquet", limit=1)
+    assert rows.to_list() == load_rows(tmp_path / "rows.parquet").to_list()[:1], "the first with an instruction"
+    (tmp_path / "other.jsonl").write_text('{"document": "a"}\n')
+    with pytest.raises(RecordError, match=r"other\.jsonl, row 1: the column 'query_positive' is missing"):
+        load_training_data(tmp_path / "other.jsonl")
+
+
+def test_the_training_view_of_rows(tmp_path):
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, FOLLOWIR)))
+    pair = {"instruction": "Gangs only.", "query": "crime"}
+    assert training_dataset(load_rows(tmp_path)).to_list() == [
+        {"instructed_query": pair, "document": "A gang.", "hard_negative_document_1": "A thief."},
+        {"instructed_query": pair, "document": "Two gangs.", "hard_negative_document_1": "Two gangs."},
+    ]
+    bare = training_dataset(load_rows(tmp_path), instructions=False)
+    assert bare["instructed_query"][:] == [{"instruction": "", "query": "crime"}] * 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import InputExample, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch.utils.data import DataLoader
@@ -50,6 +51,31 @@ def test_one_evaluation_is_one_at_the_end(corpus, tmp_path):
     train(corpus, output=tmp_path / "model", **{**RECIPE, "max_records": 6, "evaluations": 1})
     log = (tmp_path / "model" / "eval" / "instruction_following_evaluation_validation_results.csv").read_text()
     assert [line.split(",")[1] for line in log.splitlines()] == ["steps", "6"]
+
+
+@pytest.mark.parametrize("update", ["both", "queries"])
+def test_another_corpus_is_trained_on_in_rows(update, base, few_records, tmp_path):
+    """A positive and a negative for each instructed query: training puts the positive first."""
+    rows = [
+        {
+            "only_query": record["query_positive"], "only_instruction": record["instruction_negative"],
+            "has_instruction": True, "positive_passages": [{"title": "-", "text": record["hard_negative_document_1"]}],
+            "new_negatives": [{"title": "-", "text": record["document"]}], "negative_passages": [],
+        }
+        for record in few_records
+    ]  # fmt: skip
+    Dataset.from_list([*rows, {**rows[0], "has_instruction": False}]).to_parquet(tmp_path / "train.parquet")
+    options = {**RECIPE, "epochs": 8, "learning_rate": 5e-4 if update == "both" else 5e-3, "evaluations": 1}
+    trained = train(tmp_path / "train.parquet", base, tmp_path / "model", update=update, **options).eval()
+    assert json.loads((tmp_path / "model" / "recipe.json").read_text())["records"] == 4
+
+    def margins(model):
+        told = [{"instruction": row["only_instruction"], "query": row["only_query"]} for row in rows]
+        right, wrong = (model.encode([row[of][0]["text"] for row in rows]) for of in ("positive_passages", "new_negatives"))
+        return (model.encode(told) * (right - wrong)).sum(axis=1)
+
+    before = margins(load_instruction_model(base))
+    assert (margins(trained) > before + 0.05).all()
 
 
 def test_training_leaves_a_model_a_card_and_its_recipe(uninterrupted, corpus):
