@@ -74,6 +74,8 @@ class Row:
     gains: dict[str, tuple[float, float, float]]
     """By metric that is a mean over records: what is gained over :data:`BASELINE` and its 95% interval, by paired bootstrap
     over the records, each record's value the mean over the seeds."""
+    values: dict[str, list[float]]
+    """By metric that is a mean over records: the value of every record, the mean over the seeds."""
     per_type: dict[str, dict[str, float]]
     """By instruction type and metric: the mean over the seeds; and the number of ``records``."""
     minutes: float
@@ -241,6 +243,7 @@ def _row(name: str, results: list[dict[str, Any]], baseline: dict[str, NDArray[n
             metric: float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else math.nan for metric, of_seeds in spread.items()
         },
         gains=gains,
+        values={metric: of_records.tolist() for metric, of_records in values.items()},
         per_type=types,
         minutes=float(np.mean(minutes)) if minutes else math.nan,
         tokens=tokens,
@@ -266,12 +269,13 @@ def write_report(ablation: Ablation, rows: list[Row], folder: Path) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = _markdown(ablation, rows)
-    (folder / "report.md").write_text(table, encoding="utf-8")
+    best = max(rows[1:], key=lambda row: row.means["p_mrr"])
+    (folder / "report.md").write_text(f"{table}\n{_failures(ablation, best)}", encoding="utf-8")
     report = json.dumps([asdict(row) for row in rows], indent=2)
     (folder / "report.json").write_text(re.sub(r"\bNaN\b", "null", report) + "\n", encoding="utf-8")
     _draw_cells(ablation, rows, folder)
     if rows[0].per_type:
-        _draw_types(rows, folder)
+        _draw_types(rows[0], best, folder)
     return table
 
 
@@ -293,6 +297,31 @@ def _markdown(ablation: Ablation, rows: list[Row]) -> str:
             cells.append("" if math.isnan(value) else f"{value:,.0f}" if cost == "tokens" else f"{value:.1f}")
         lines.append(f"| {' | '.join([row.name, *cells])} |")
     return "\n".join(lines) + "\n"
+
+
+def _failures(ablation: Ablation, row: Row) -> str:
+    """Of each instruction type, the record that a cell obeys least, and in how many it obeys both instructions."""
+    records = load_records(str(ablation.evaluate["data"]), ablation.evaluate["split"])
+    types = records["instruction_type"] if "instruction_type" in records.column_names else [""] * len(records)
+    lines = [f"## What {row.name} gets wrong", ""]
+    for kind in sorted(set(types), key=lambda kind: kind or ""):
+        of_kind = [index for index, other in enumerate(types) if other == kind]
+        obeyed = sum(row.values["pair_accuracy"][index] == 100 for index in of_kind)
+        worst = min(of_kind, key=lambda index: (row.values["pair_accuracy"][index], row.values["p_mrr"][index]))
+        lines.append(f"**{kind or 'all'}**: {obeyed} of {len(of_kind)} obeyed with every seed.")
+        if row.values["pair_accuracy"][worst] < 100:
+            record = records[worst]
+            lines += ["", f"- query: {_line(record['query_positive'])}"]
+            for instruction, passage in (("positive", "document"), ("negative", "hard_negative_document_1")):
+                lines.append(f"- *{_line(record[f'instruction_{instruction}'])}* should prefer: {_line(record[passage])}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(text: str, limit: int = 160) -> str:
+    """A text in one line of Markdown, shortened."""
+    text = re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} …"
 
 
 def _draw_cells(ablation: Ablation, rows: list[Row], folder: Path) -> None:
@@ -330,17 +359,16 @@ def _draw_cells(ablation: Ablation, rows: list[Row], folder: Path) -> None:
         figure.savefig(folder / f"ablation.{suffix}", dpi=150)
 
 
-def _draw_types(rows: list[Row], folder: Path) -> None:
+def _draw_types(base: Row, best: Row, folder: Path) -> None:
     """Pair accuracy of each instruction type: the base model and the cell with the highest p-MRR."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    best = max(rows[1:], key=lambda row: row.means["p_mrr"])
     kinds = sorted(best.per_type, key=lambda kind: best.per_type[kind]["pair_accuracy"])
     figure = Figure(figsize=(7, 0.4 * len(kinds) + 1.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for offset, row, colour in ((0.2, rows[0], "0.7"), (-0.2, best, "tab:blue")):
+    for offset, row, colour in ((0.2, base, "0.7"), (-0.2, best, "tab:blue")):
         values = [row.per_type[kind]["pair_accuracy"] for kind in kinds]
         axes.barh(np.arange(len(kinds)) - offset, values, 0.4, color=colour, label=row.name)
     axes.set_yticks(np.arange(len(kinds)), [f"{kind} ({best.per_type[kind]['records']:.0f})" for kind in kinds])

@@ -86,10 +86,11 @@ def test_rows_are_means_over_seeds_and_gains_are_paired(folder, done, model):
     assert math.isnan(rows[2].dollars)
 
 
-def test_the_report_has_a_table_and_charts(done, tmp_path):
+def test_the_report_has_a_table_failures_and_charts(folder, done, tmp_path):
     ablation, rows = done
     table = write_report(ablation, rows, tmp_path)
-    assert (tmp_path / "report.md").read_text() == table
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith(table)
     assert len(table.splitlines()) == 2 + 4
     assert f"| max_records 8 | {rows[2].means['p_mrr']:.1f} ± {rows[2].deviations['p_mrr']:.1f} |" in table
     assert ablation.axis == "max_records"
@@ -97,6 +98,16 @@ def test_the_report_has_a_table_and_charts(done, tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
     assert "max_records (dotted: the base model)" in re.sub(r"<!--|-->", "", (tmp_path / "ablation.svg").read_text())
+    best = max(rows[1:], key=lambda row: row.means["p_mrr"])
+    assert f"## What {best.name} gets wrong" in text
+    records = load_records(folder / "data", "test")
+    obeyed = np.array(best.values["pair_accuracy"]) == 100
+    for index, record in enumerate(records):
+        of_kind = np.array(records["instruction_type"]) == record["instruction_type"]
+        counted = f"**{record['instruction_type']}**: {(obeyed & of_kind).sum()} of {of_kind.sum()} obeyed with every seed."
+        assert counted in text
+        if of_kind.sum() == 1:
+            assert (record["query_positive"] in text) == (not obeyed[index])
     report = json.loads((tmp_path / "report.json").read_text())
     assert [row["name"] for row in report] == [row.name for row in rows]
     assert report[1]["dollars"] is None
