@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import sys
@@ -391,7 +392,9 @@ def demo(
     write_model_card(output)
     console.print(_comparison_table(before, after))
     console.print(_gain_table(before, after))
-    _print_flips(test, before, after)
+    flips = _flips_table(test, before, after)
+    console.print(flips)
+    _save_picture(flips, output / "flips.svg")
     console.print(f"\nDone in {minutes:.1f} minutes; the model and its card are in {output}. Use it:\n")
     for line in (
         "from sentence_transformers_inf import load_instruction_model",
@@ -449,20 +452,32 @@ def _gain_table(before: Result, after: Result) -> Table:
     return table
 
 
-def _print_flips(records: Any, before: Result, after: Result, count: int = 3) -> None:
+def _flips_table(records: Any, before: Result, after: Result, count: int = 3) -> Table:
     """Records whose two instructions put different passages first after training, and the same one before."""
     same_before = (before.ranks[:, 0, 0] < before.ranks[:, 0, 1]) == (before.ranks[:, 1, 0] < before.ranks[:, 1, 1])
     flips = (after.ranks[:, 0, 0] == 1) & (after.ranks[:, 1, 1] == 1) & same_before
-    console.print("\nThree rankings that flip with the instruction (ranks of the right passage, base -> trained):")
+    passages = ("document", "hard_negative_document_1")
+    table = Table(title="Rankings that flip with the instruction", title_justify="left")
+    table.add_column("query and instruction")
+    for model in ("the base model", "the trained model"):
+        table.add_column(f"{model} prefers", ratio=1)
     for row in flips.nonzero()[0][:count].tolist():
         record = records[row]
-        console.print(f"\n  [bold]{_plain(record['query_positive'])}[/]")
-        for number, (instruction, passage) in enumerate(
-            (("instruction_positive", "document"), ("instruction_negative", "hard_negative_document_1"))
-        ):
-            console.print(f"    [cyan]{_plain(record[instruction])}[/]")
-            ranks = f"rank {before.ranks[row, number, number]} -> {after.ranks[row, number, number]}"
-            console.print(f"      {ranks}: {_plain(record[passage], 160)}")
+        table.add_row(f"[bold]{_plain(record['query_positive'])}[/]")
+        for right, instruction in enumerate(("instruction_positive", "instruction_negative")):
+            cells = []
+            for result in (before, after):
+                preferred = int(result.ranks[row, right, 1] < result.ranks[row, right, 0])
+                mark = "[green]✓[/]" if preferred == right else "[red]✗[/]"
+                cells.append(f"{mark} {_plain(record[passages[preferred]], 120)}")
+            table.add_row(f"[cyan]{_plain(record[instruction])}[/]", *cells, end_section=right == 1)
+    return table
+
+
+def _save_picture(table: Table, path: Path) -> None:
+    recorder = Console(record=True, width=120, file=io.StringIO())
+    recorder.print(table)
+    path.write_text(recorder.export_svg(title="inf-embed demo"), encoding="utf-8")
 
 
 def _plain(text: str, limit: int = 1000) -> str:

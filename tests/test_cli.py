@@ -1,13 +1,16 @@
 """The commands, and what a user who makes a mistake sees: status 2 and one clear line."""
 
+import io
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from sentence_transformers_inf import cli, load_instruction_model, load_records
-from sentence_transformers_inf.evaluation import METRICS
+from sentence_transformers_inf.evaluation import METRICS, Result
 
 GOOD = {
     "query_positive": "q1",
@@ -143,6 +146,24 @@ def test_train_evaluate_and_search_from_the_command_line(run, tmp_path):
     assert "holds a finished model" in error_line(err)
 
 
+def test_rankings_that_flip_are_shown_with_what_each_model_prefers():
+    """Shown are only records that the trained model has right under both instructions and the base model under one."""
+    records = load_records("mini", "test").select(range(4))
+    first, second, third = [1, 2, 3], [2, 1, 3], [3, 2, 1]  # ranks of d+, d1, d2
+    before = np.array([[first, first, third], [first, second, third], [second, second, third], [second, first, third]])
+    after = np.array([[first, second, third]] * 4)
+    results = [Result({}, ranks, np.zeros((4, 3)), ["q"] * 12, None) for ranks in (before, after)]
+    recorder = Console(record=True, width=300, file=io.StringIO())
+    recorder.print(cli._flips_table(records, *results))
+    shown = recorder.export_text()
+    lines = [line for line in shown.splitlines() if "✓" in line]
+    assert [line.count("✗") for line in lines] == [0, 1, 1, 0]
+    for row, right in ((0, True), (1, False), (2, True), (3, False)):
+        assert (records[row]["query_positive"] in shown) == right
+    start = [records[0][name][:30] for name in ("document", "hard_negative_document_1")]
+    assert lines[1].index(start[0]) < lines[1].index(start[1]), "the base keeps to d+, the trained model prefers d1"
+
+
 def test_the_demo_shows_what_was_learned(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run("demo", "--max-records", 32, "--output", "trained")
@@ -150,6 +171,8 @@ def test_the_demo_shows_what_was_learned(run, tmp_path, monkeypatch):
     assert "base model" in out
     assert "nDCG@10, plain queries" in out
     assert "By instruction type" in out
+    assert "Rankings that flip with the instruction" in out
+    assert "<svg" in (tmp_path / "trained" / "flips.svg").read_text(encoding="utf-8")
     assert 'load_instruction_model("trained")' in out
     card = (tmp_path / "trained" / "README.md").read_text(encoding="utf-8")
     assert "| p-MRR | 2.9 |" in card
