@@ -100,7 +100,9 @@ def train(
         int, typer.Option(help="Keep the embeddings and so many of the lowest layers as they are; 0: train everything.")
     ] = 2,
     seed: Annotated[int, typer.Option(help="Of data order, candidates and dropout.")] = 42,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Encode in bfloat16.")] = False,
+    bf16: Annotated[
+        Optional[bool], typer.Option("--bf16/--float32", help="Precision of the encoder.", show_default="as the machine has")
+    ] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory for more time.")
     ] = False,

@@ -60,6 +60,8 @@ from sentence_transformers_inf.records import (
     training_dataset,
 )
 
+_CPUINFO = Path("/proc/cpuinfo")
+
 _NOT_OF_THE_RUN = ("output", "overwrite", "show_progress", "say")
 
 ADAPTER_LORA_R = 32
@@ -100,7 +102,7 @@ def train(
     frozen_layers: int = 2,
     warmup: float = 0.1,
     seed: int = 42,
-    bf16: bool = False,
+    bf16: bool | None = None,
     gradient_checkpointing: bool = False,
     evaluations: int = 4,
     max_records: int | None = None,
@@ -154,13 +156,14 @@ def train(
             LoRA, which keeps them all.
         warmup: Share of the steps over which the learning rate rises.
         seed: Of data order, candidates and dropout.
-        bf16: Encode in bfloat16 under autocast; similarities and loss stay in float32.
+        bf16: Encode in bfloat16 under autocast; similarities and loss stay in float32. ``None``: where
+            :func:`has_fast_bfloat16` says so.
         gradient_checkpointing: Keep no activations inside layers but compute them again, for less memory.
         evaluations: How often to evaluate on ``validation`` and write a checkpoint, evenly over the run.
         max_records: Train on the first so many records only.
         overwrite: Start anew in a folder that holds another or a finished run.
         show_progress: Show a progress bar.
-        say: Told what was inferred of the base.
+        say: Told what was inferred of the base and the machine.
 
     Returns:
         The best model, as saved.
@@ -178,6 +181,7 @@ def train(
     epochs = schedule["epochs"] if epochs is None else epochs
     learning_rate = schedule["learning_rate"] if learning_rate is None else learning_rate
     plain_weight = 0.0 if adapter else plain_weight
+    bf16 = has_fast_bfloat16() if bf16 is None else bf16
     settings = {name: value for name, value in locals().items() if name in inspect.signature(train).parameters}
     settings = {name: value for name, value in settings.items() if name not in _NOT_OF_THE_RUN}
     _check(settings)
@@ -219,7 +223,7 @@ def train(
             _freeze(encoder, frozen_layers)
         if gradient_checkpointing:
             encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
-    say(_describe(model))
+    say(f"{_describe(model)}; {'bfloat16' if bf16 else 'float32'} on {_hardware()}")
     base_state = {name: value.clone() for name, value in model.state_dict().items()} if base_weight else {}
 
     evaluator = None
@@ -239,6 +243,7 @@ def train(
         warmup_steps=warmup,
         lr_scheduler_type="linear",
         bf16=bf16,
+        use_cpu=model.device.type == "cpu",  # else bf16 is refused there
         seed=seed,
         save_total_limit=2,
         logging_steps=10,
@@ -473,6 +478,17 @@ def _hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this machine has instructions for bfloat16: a GPU that does, or an x86 CPU with AMX or AVX512-BF16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not _CPUINFO.exists():
+        return False
+    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def _hash_records(records: Dataset) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sentence_transformers import InputExample, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch.utils.data import DataLoader
 
-from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf import load_instruction_model, load_records, training, training_dataset
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.training import HiddenDropout, bundled_base, train
@@ -159,6 +159,40 @@ def test_bad_settings_are_refused_before_anything_is_written(corpus, tmp_path, b
     with pytest.raises((ValueError, OSError), match=message):
         train(corpus, output=tmp_path / "model", **bad)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "fast"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile amx_bf16\n\nprocessor\t: 1\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512f amx_tile amx_int8\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", False),
+    ],
+)
+def test_bfloat16_is_taken_where_the_cpu_has_it(monkeypatch, tmp_path, text, fast):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(training, "_CPUINFO", tmp_path / "cpuinfo")
+    assert training.has_fast_bfloat16() == fast
+    monkeypatch.setattr(training, "_CPUINFO", tmp_path / "none")
+    assert not training.has_fast_bfloat16()
+
+
+def test_the_precision_is_said_and_noted(corpus, tmp_path):
+    """bfloat16 on a CPU without instructions for it is slow and right; the similarities and the loss stay in float32."""
+    said, models = [], {}
+    for bf16 in (None, True):
+        options = {**RECIPE, "max_records": 6, "epochs": 1, "evaluations": 1, "dropout": 0.0, "bf16": bf16}
+        models[bf16] = train(corpus, output=tmp_path / str(bf16), **options, say=said.append)
+    fast = training.has_fast_bfloat16()
+    recipes = [json.loads((tmp_path / str(bf16) / "recipe.json").read_text()) for bf16 in models]
+    assert [recipe["bf16"] for recipe in recipes] == [fast, True]
+    assert ("bfloat16" in said[0], "float32" in said[0]) == (fast, not fast)
+    assert "bfloat16 on" in said[1]
+    assert all(parameter.dtype == torch.float32 for parameter in models[True].parameters())
+    first, second = weights(tmp_path / "None"), weights(tmp_path / "True")
+    assert fast or any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_base_weight_mixes_the_weights(corpus, uninterrupted, tmp_path):
