@@ -146,6 +146,8 @@ def train(
         overwrite=overwrite,
         say=lambda line: console.print(line, markup=False, soft_wrap=True),
     )
+    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun started, the first goes on
+        return
     console.print(f"\nThe model is in {output}. Measure it: inf-embed evaluate {output} --data {data}")
     if push_to_hub is not None:
         push(output, push_to_hub, public)
