@@ -11,6 +11,7 @@ from sentence_transformers_inf import load_instruction_model, load_records, load
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
 
 DATA = {"records": load_records, "rows": load_rows}
+HALVES = {"records": 1, "rows": 2}
 OPTIONS = {"sampled_instructions": 2, "plain_weight": 0.5, "anchor_weight": 1.0, "seed": 5}
 
 
@@ -39,7 +40,7 @@ def step(base, objective, cached, rows, gather, data=load_records):
 if __name__ == "__main__":
     rank, store, base, objective, cached, data, out = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
-    half = [0, 1] if rank == "0" else [2, 3]
+    half = list(range(HALVES[data])) if rank == "0" else list(range(HALVES[data], 2 * HALVES[data]))
     value, gradients = step(base, objective, cached == "cached", half, True, DATA[data])
     dist.all_reduce(value)
     if rank == "0":

@@ -166,7 +166,7 @@ def test_rankings_that_flip_are_shown_with_what_each_model_prefers():
 
 def test_the_demo_shows_what_was_learned(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run("demo", "--max-records", 32, "--output", "trained")
+    code, out, _ = run("demo", "--max-records", 16, "--output", "trained")
     assert code == 0
     assert "base model" in out
     assert "nDCG@10, plain queries" in out
