@@ -1,5 +1,6 @@
 """Adapters: instructed queries obey, and everything else of the base model stays as it was, bit for bit."""
 
+import copy
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ import torch
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
 from qdrant_client import QdrantClient, models
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -22,7 +25,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from sentence_transformers_inf import load_instruction_model, load_records
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
-from sentence_transformers_inf.modules import attach_adapter, detach_adapter, encoder_of
+from sentence_transformers_inf.modules import add_lora, attach_adapter, detach_adapter, encoder_of
+from sentence_transformers_inf.modules.lora import FusedLinear, fuse_lora
 from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, training_dataset
 from sentence_transformers_inf.training import train
@@ -361,3 +365,54 @@ def test_settings_that_contradict_each_other_are_refused(corpus, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             train(corpus, output=tmp_path / "m", **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_fused_lora_is_peft_s_in_values_and_gradients(dtype):
+    """Alone, switched off, merged, with dropout and under autocast; in bfloat16 up to its rounding."""
+    torch.manual_seed(0)
+    stack = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 6))
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["0", "1"])
+    model = inject_adapter_in_model(config, stack).to(dtype)
+    for layer in model:
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+    fused = copy.deepcopy(model)
+    fuse_lora(fused)
+    assert [type(layer) for layer in fused] == [FusedLinear, FusedLinear]
+    x = torch.randn(2, 5, 6, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(copy.deepcopy(model).float()(x.float()), copy.deepcopy(fused).float()(x.float()))
+    states = {
+        "plain": lambda layer: None,
+        "off": lambda layer: layer.enable_adapters(False),
+        "on": lambda layer: layer.enable_adapters(True),
+        "dropout": lambda layer: layer.lora_dropout.update({"default": torch.nn.Dropout(0.5)}),
+        "none": lambda layer: layer.lora_dropout.update({"default": torch.nn.Identity()}),
+        "merged": lambda layer: layer.merge(),
+    }
+    tolerance = {"rtol": 0, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 0.05, "atol": 0.1}
+    seen = {}
+    for state, change in states.items():
+        gradients = []
+        for each in (model, fused):
+            for layer in each:
+                change(layer)
+            torch.manual_seed(1)
+            learned = [x, *(p for p in each.parameters() if p.requires_grad)]
+            value = each(x)
+            gradients.append(torch.autograd.grad(value.square().sum(), learned, allow_unused=True))
+            seen.setdefault(state, []).append(value)
+        assert torch.allclose(*seen[state], **tolerance), state
+        assert sum(gradient is not None for gradient in gradients[1]) == {"off": 1, "merged": 1}.get(state, 5)
+        for theirs, ours in zip(*gradients, strict=True):
+            assert (theirs is None) == (ours is None)
+            if ours is not None:
+                assert torch.allclose(theirs, ours, rtol=tolerance["rtol"], atol=100 * tolerance["atol"]), state
+    assert not torch.allclose(seen["plain"][1], seen["off"][1], atol=0.1)
+
+
+def test_every_lora_that_is_made_or_loaded_is_fused(lora, base):
+    encoder = encoder_of(load_instruction_model(lora))[0]
+    assert {type(module) for module in encoder.modules() if isinstance(module, LoraLinear)} == {FusedLinear}
+    add_lora(plain := load_instruction_model(base)[0], 2)
+    assert {type(module) for module in plain.modules() if isinstance(module, LoraLinear)} == {FusedLinear}

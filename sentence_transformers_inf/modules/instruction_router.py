@@ -205,9 +205,12 @@ def add_lora(transformer: InstructionTransformer, r: int) -> None:
         raise ImportError("LoRA needs PEFT: pip install 'sentence-transformers-inf[lora]'")
     from peft import LoraConfig
 
+    from sentence_transformers_inf.modules.lora import fuse_lora
+
     encoder = transformer.model
     encoder.requires_grad_(False)
     encoder.add_adapter(LoraConfig(r=r, lora_alpha=2 * r, target_modules=lora_targets(encoder)))
+    fuse_lora(encoder)
 
 
 def lora_targets(encoder: nn.Module) -> list[str]:

@@ -109,6 +109,10 @@ class InstructionTransformer(Transformer):
         module.max_query_length = max_query_length
         module.pack = pack
         module._kept = (None, {})
+        if getattr(module.model, "_hf_peft_config_loaded", False):
+            from sentence_transformers_inf.modules.lora import fuse_lora
+
+            fuse_lora(module.model)
         return module
 
     @classmethod
