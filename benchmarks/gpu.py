@@ -1,0 +1,137 @@
+"""How much of a GPU's matrix products a training step uses.
+
+    python benchmarks/gpu.py [--records 64] [--sequence 256] [--steps 10] [--json FILE]
+
+BERT-base and ModernBERT-base shapes with random weights, every text `--sequence` tokens long, bfloat16 under autocast,
+`multi_P_I` with one sampled candidate, forward, backward and AdamW. Utilisation is the model's arithmetic (2 per weight and
+token forward, twice that backward, attention included) over the time, as a share of what a product of two 8,192² matrices
+reaches in the same run. With `--device cpu --layers 1 --records 2` it only shows that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from rich.console import Console
+from rich.table import Table
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import AutoModel, AutoTokenizer, BertConfig, ModernBertConfig, PretrainedConfig
+
+from sentence_transformers_inf import load_instruction_model, load_records
+from sentence_transformers_inf.losses import InstructionContrastiveLoss
+from sentence_transformers_inf.training import bundled_base
+
+
+def random_model(config: PretrainedConfig, sequence: int, device: str) -> SentenceTransformer:
+    """A model of this shape with random weights and the bundled model's tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModel.from_config(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(bundled_base()).save_pretrained(folder)
+        transformer = Transformer(folder, max_seq_length=sequence)
+    pooling = Pooling(transformer.get_embedding_dimension())
+    return load_instruction_model(SentenceTransformer(modules=[transformer, pooling], device=device)).train()
+
+
+def batch(model: SentenceTransformer, records: int, start: int) -> list[dict[str, Any]]:
+    """Columns of records of which every text, with its instruction, is longer than the model reads."""
+    passages = load_records("mini", "train")["document"][:]
+    begins = [start + 7 * row for row in range(6 * records)]
+    texts = [" ".join(passages[(begin + shift) % len(passages)] for shift in range(5)) for begin in begins]
+    told = [{"instruction": text, "query": text.split(".")[0]} for text in texts[: 3 * records]]
+    given = [told[part::3] for part in range(3)] + [texts[3 * records + part :: 3] for part in range(3)]
+    return [model.preprocess(column) for column in given]
+
+
+def arithmetic_per_token(model: SentenceTransformer, sequence: int) -> float:
+    """Floating point operations of one token forward and backward."""
+    encoder = model[0].model
+    config = encoder.config
+    linear = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, torch.nn.Linear))
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    window = getattr(config, "local_attention", sequence)
+    seen = sum(min(sequence, window) if kind == "sliding_attention" else sequence for kind in kinds)
+    return 3 * (2 * linear + 4 * seen * config.hidden_size)
+
+
+def timed(run: Callable[[], object], device: str, times: int) -> float:
+    """Median seconds of a call, the first two left out."""
+    seconds = []
+    for turn in range(times + 2):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if turn >= 2:
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=64)
+    parser.add_argument("--sequence", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--layers", type=int, help="fewer than the shapes have")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    datasets.disable_progress_bars()
+    device = options.device
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+
+    side = 8192 if device == "cuda" else 512
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    peak = 2 * side**3 / timed(lambda: left @ right, device, 20)
+    date = time.strftime("%Y-%m-%d")
+    title = f"{name}, torch {torch.__version__}, {date}: products of {side}² at {peak / 1e12:.1f} TFLOP/s"
+    table = Table(title=title, title_justify="left")
+    for column in ("shape", "ms per step (median)", "tokens/s", "GiB at the peak", "share of the products' speed"):
+        table.add_column(column, justify="left" if column == "shape" else "right")
+    report: dict[str, Any] = {"device": name, "peak": peak, "date": date, **vars(options)}
+    layers = {"num_hidden_layers": options.layers} if options.layers else {}
+    special = {"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102}
+    shapes = {"BERT-base": BertConfig(**layers), "ModernBERT-base": ModernBertConfig(**special, **layers)}
+    for shape, config in shapes.items():
+        model = random_model(config, options.sequence, device)
+        loss = InstructionContrastiveLoss(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device == "cuda")
+        batches = [
+            [{key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in column.items()} for column in columns]
+            for columns in (batch(model, options.records, 11 * turn) for turn in range(4))
+        ]
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        turns = iter(range(10**6))
+
+        def step(loss=loss, optimizer=optimizer, batches=batches, turns=turns) -> None:  # type: ignore[no-untyped-def]
+            with torch.autocast(device, torch.bfloat16):
+                value = loss([dict(column) for column in batches[next(turns) % len(batches)]])
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        seconds = timed(step, device, options.steps)
+        tokens = loss.last_step_stats["real_tokens"]
+        share = tokens * arithmetic_per_token(model, options.sequence) / seconds / peak
+        memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+        report[shape] = {"seconds": seconds, "tokens": tokens, "share": share, "GiB": memory, **loss.last_step_stats}
+        table.add_row(shape, f"{1000 * seconds:.0f}", f"{tokens / seconds:,.0f}", f"{memory:.1f}", f"{share:.2f}")
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
