@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/inf-embed demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 test-lowest:  # the lower bounds of pyproject.toml together; wants PYTHON=python3.10
 	$(PYTHON) -m venv $(VENV)-lowest

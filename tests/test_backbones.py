@@ -181,10 +181,12 @@ def test_training_sees_the_prompts_of_use(base, data, tmp_path, monkeypatch):
     lines = []
     train(data, tmp_path / "e5-tiny", tmp_path / "m", say=lines.append, **options)
     assert seen == {"query :", "passage :"}
-    assert lines == [
+    inferred, _, precision = lines[0].rpartition("; ")
+    assert inferred == (
         "Base: BertModel; mean pooling; padding on the right; prompt 'query: ' before a query; prompt 'passage: ' before a "
         "document; LoRA on dense, key, query, value"
-    ]
+    )
+    assert precision.split()[0] in ("float32", "bfloat16")
 
 
 @pytest.mark.parametrize("interaction", ["concatenation", "paper", "gated"])

@@ -338,8 +338,8 @@ def test_bad_input_is_one_clear_line(clean_build, pairs, tmp_path):
 
 
 def test_two_runs_in_one_folder_are_refused(serve, pairs, tmp_path):
-    server = serve("--latency", "1")
-    arguments = command(pairs(40), tmp_path / "out", server.url, "--timeout", "5")
+    server = serve("--latency", "60")  # the first is at work until it is killed, however slowly the second starts
+    arguments = command(pairs(40), tmp_path / "out", server.url, "--timeout", "90")
     first = subprocess.Popen(
         [sys.executable, "-m", "dataset_builder.cli", *arguments], env=os.environ | {"OPENAI_API_KEY": KEY}
     )
