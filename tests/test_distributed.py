@@ -43,7 +43,7 @@ def test_torchrun_trains_as_one_process_does(base, few_records, tmp_path):
         "import sys, torch; torch.set_num_threads(1)\n"
         "from sentence_transformers_inf.training import train\n"
         "train(sys.argv[1], sys.argv[2], sys.argv[3], batch_size=int(sys.argv[4]), epochs=3, dropout=0.0, warmup=0.0,\n"
-        "      learning_rate=1e-4, evaluations=1, show_progress=False)\n"
+        "      learning_rate=1e-4, evaluations=1, bf16=False, show_progress=False)\n"
     )
     arguments = [str(script), str(tmp_path / "data"), base]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
