@@ -68,7 +68,9 @@ def build(
     output: Annotated[Path, typer.Option(help="Folder of the build; the same command goes on where it stopped.")],
     model: Annotated[str, typer.Option(help="Writes instructions, twins and passages.")] = "gpt-4o-mini",
     judge: Annotated[str, typer.Option(help="Decides which tuples stand; a reasoning model.")] = "o3-mini",
-    base_url: Annotated[Optional[str], typer.Option(help="An OpenAI-compatible server, as vLLM or Ollama.")] = None,
+    base_url: Annotated[
+        Optional[str], typer.Option(help="An OpenAI-compatible server, as vLLM or Ollama.", envvar="OPENAI_BASE_URL")
+    ] = None,
     local: Annotated[
         Optional[str],
         typer.Option(help="Serve this GGUF file (or USER/REPO/FILE.gguf on the Hub) here; it is model and judge."),
@@ -113,7 +115,7 @@ def build(
     from dataset_builder.client import Limits, Prices, Stop
 
     if local is not None and (base_url is not None or batch or executor is not None):
-        raise ValueError("--local serves the model itself: leave out --base-url, --batch and --executor")
+        raise ValueError("--local serves the model itself: leave out --base-url (OPENAI_BASE_URL), --batch and --executor")
     if batch and executor is not None:
         raise ValueError("--batch needs no executor: its jobs run at the server")
     if tasks > 1 and executor is None:
@@ -227,7 +229,7 @@ def judge(
     kind: Annotated[
         str, typer.Option(help="'server', 'cross-encoder', or 'reranker' (a causal model of the FollowIR-7B kind).")
     ] = "server",
-    base_url: Annotated[Optional[str], typer.Option(help="An OpenAI-compatible server.")] = None,
+    base_url: Annotated[Optional[str], typer.Option(help="An OpenAI-compatible server.", envvar="OPENAI_BASE_URL")] = None,
     judge_mode: Annotated[str, typer.Option(help="'choice' or 'pairwise'.")] = "choice",
     effort: Annotated[str, typer.Option(help="Reasoning effort of a reasoning model.")] = "medium",
     concurrency: Annotated[int, typer.Option(help="Requests in flight.", min=1)] = 64,

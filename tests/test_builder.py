@@ -90,9 +90,9 @@ def command(source, output, url, *options):
     return [*map(str, given), *(["--base-url", url] if url else []), *map(str, options)]
 
 
-def inf_ir(*arguments, key=KEY, **more):
-    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
-    environment |= {"COLUMNS": "200"} | ({"OPENAI_API_KEY": key} if key else {})
+def inf_ir(*arguments, key=KEY, server=None, **more):
+    given = {"COLUMNS": "200", "OPENAI_API_KEY": key, "OPENAI_BASE_URL": server}
+    environment = {name: value for name, value in (os.environ | given).items() if value is not None}
     return subprocess.run(
         [sys.executable, "-m", "dataset_builder.cli", *map(str, arguments)],
         capture_output=True, text=True, env=environment, timeout=300, **more,
@@ -278,8 +278,10 @@ def test_a_wrong_key_and_an_unknown_model_stop_the_run_at_once(serve, pairs, tmp
 
 
 def test_a_server_that_is_not_there_stops_the_run(pairs, tmp_path):
-    result = inf_ir(*command(pairs(40), tmp_path / "out", "http://127.0.0.1:9/v1"))
-    assert "does not answer" in only_error(result)
+    for option, environment in (("http://127.0.0.1:9/v1", None), (None, "http://127.0.0.1:9/v1")):
+        result = inf_ir(*command(pairs(40), tmp_path / "out", option), server=environment)
+        assert "does not answer" in (line := only_error(result))
+        assert "127.0.0.1:9" in line
 
 
 def test_a_full_disk_is_one_clear_line_and_the_build_goes_on_later(clean_build, serve, pairs, tmp_path):
