@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
@@ -281,10 +282,20 @@ def _read(
             _check_json(path, columns)
     builder = "json" if paths[0].suffix == ".jsonl" else "parquet"
     try:
-        data = load_dataset(builder, data_files=[str(path) for path in paths], split="train")
+        filled = [str(path) for path in paths if _has_rows(path)]  # datasets fails on a file without rows
+        data = load_dataset(builder, data_files=filled, split="train") if filled else None
     except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
         raise RecordError(f"{paths[0]}: cannot be read as {builder}: {error.__cause__ or error}") from error
+    if data is None:
+        raise RecordError(f"{paths[0]}: there are no records in it")
     return data, str(paths[0]) if len(paths) == 1 else name
+
+
+def _has_rows(path: Path) -> bool:
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_metadata(path).num_rows > 0
+    with path.open("rb") as file:
+        return any(line.strip() for line in file)
 
 
 def _columns(data: Dataset | IterableDataset) -> set[str]:

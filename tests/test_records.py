@@ -119,6 +119,18 @@ def test_what_is_not_there_is_said_so(tmp_path):
         load_records(tmp_path / "records.csv")
 
 
+@pytest.mark.parametrize("name", ["train.parquet", "train.jsonl"])
+def test_a_file_without_records_is_said_so_and_harms_no_others(name, few_records, tmp_path):
+    """A build that keeps nothing writes one."""
+    path = tmp_path / name
+    write = few_records.to_parquet if path.suffix == ".parquet" else few_records.to_json
+    few_records.select([]).to_parquet(path) if path.suffix == ".parquet" else path.touch()
+    with pytest.raises(RecordError, match=f"{name}: there are no records in it"):
+        load_records(path)
+    write(tmp_path / name.replace(".", "-2."))
+    assert len(load_records(tmp_path, "train")) == len(few_records)
+
+
 def test_the_training_view_has_the_three_aligned_rows(few_records):
     view = training_dataset(few_records)
     assert view.column_names == ["instructed_query", "poisoned_instruction", "poisoned_query", *PASSAGE_COLUMNS]
