@@ -28,6 +28,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
+from sentence_transformers_inf.modules import DEFAULT_TEMPLATE
 from sentence_transformers_inf.training import bundled_base, train
 
 # name: (interaction, objective, sampled instructions)
@@ -98,6 +99,7 @@ def main() -> None:
         recipe = folder / "recipe.json"
         if not (recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")).get("finished")):
             settings = {"objective": objective, "interaction": interaction, "sampled_instructions": sampled}
+            settings |= {"template": DEFAULT_TEMPLATE}
             train("mini", output=folder, max_records=options.records, evaluations=2, **settings)
         measured = folder / "row.json"
         if not measured.exists() or (options.test and "test p_mrr" not in json.loads(measured.read_text(encoding="utf-8"))):

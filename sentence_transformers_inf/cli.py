@@ -58,7 +58,8 @@ def train(
     base: BaseOption = None,
     objective: Annotated[str, typer.Option(help="One of the 11 objectives, for example multi_P_I or uni_P.")] = "multi_P_I",
     template: Annotated[
-        Optional[str], typer.Option(help="How instruction and query are joined, default '{query} {instruction}'.")
+        Optional[str],
+        typer.Option(help="How instruction and query are joined. Default: '{query} [SEP] {instruction}', by the tokenizer."),
     ] = None,
     interaction: Annotated[
         Optional[str], typer.Option(help="How instruction and query meet: concatenation (the template), paper or gated.")

@@ -45,8 +45,10 @@ from sentence_transformers_inf.modules import (
     merge_lora,
     name_base,
     save_adapter,
+    separated_template,
     two_towers,
 )
+from sentence_transformers_inf.modules.loading import read_model
 from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
 from sentence_transformers_inf.records import (
     PASSAGE_COLUMNS,
@@ -125,7 +127,8 @@ def train(
         objective: One of the 11 of :data:`~sentence_transformers_inf.losses.OBJECTIVES`.
         instructions: With ``False``, the training data's instructions are left out: the baseline that tells what training on
             the same queries and passages gives without them.
-        template: How instruction and query are joined; ``None``: the base's own, else ``"{query} {instruction}"``.
+        template: How instruction and query are joined; ``None``: the base's own, else the tokenizer's separator stands
+            between them (``"{query} [SEP] {instruction}"`` for BERT), where it has one.
         interaction: ``"concatenation"``, ``"paper"`` or ``"gated"``; ``None``: the base's own, else concatenation. See
             :func:`~sentence_transformers_inf.load_instruction_model`.
         update: ``"both"``: queries and passages are trained. ``"queries"``: only what encodes instructed queries is;
@@ -204,7 +207,10 @@ def train(
     licence = _license(base)
 
     set_seed(seed)
-    model = load_instruction_model(bundled_base() if base is None else base, template, interaction=interaction)
+    model = read_model(bundled_base() if base is None else str(base))
+    if template is None and not isinstance(encoder_of(model)[0], InstructionTransformer):
+        template = separated_template(model.tokenizer)
+    model = load_instruction_model(model, template, interaction=interaction)
     view = training_dataset(records, instructions)
     if adapter:
         passages = distinct_passages([view] if validation is None else [view, validation])

@@ -23,7 +23,7 @@ from transformers import (
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import OBJECTIVES, InstructionContrastiveLoss
-from sentence_transformers_inf.modules import InstructionTransformer, add_lora, encoders_of, two_towers
+from sentence_transformers_inf.modules import InstructionTransformer, add_lora, encoder_of, encoders_of, two_towers
 from sentence_transformers_inf.training import train
 
 SIZE = {
@@ -113,6 +113,8 @@ def test_a_backbone_trains_saves_loads_encodes_and_is_measured(
         assert not np.allclose(embeddings, getattr(before, encode)(inputs), atol=1e-4)
     same = np.allclose(loaded.encode_query(["a passage"]), loaded.encode_document(["a passage"]), atol=1e-5)
     assert same == (towers == 1)
+    decoder = loaded.tokenizer.sep_token is None
+    assert encoder_of(loaded)[0].template == ("{query} {instruction}" if decoder else "{query} [SEP] {instruction}")
     means = measure(loaded, load_records(data)).means()
     assert all(math.isfinite(value) for value in means.values())
     if lora_r and towers == 1:

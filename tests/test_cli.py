@@ -137,7 +137,7 @@ def test_train_evaluate_and_search_from_the_command_line(run, tmp_path):
     code, out, _ = run("train", "--data", tmp_path, "--output", model, "--epochs", 1, "--batch-size", 4)
     assert code == 0
     assert str(model) in out
-    assert load_instruction_model(model)[0].template == "{query} {instruction}"
+    assert load_instruction_model(model)[0].template == "{query} [SEP] {instruction}"
     code, out, _ = run("evaluate", model, "--data", tmp_path)
     assert code == 0
     assert "(test), 4 records" in out

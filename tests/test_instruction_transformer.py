@@ -21,7 +21,7 @@ PASSAGES = ["Vaccines train the immune system.", "a", "The stock market fell on 
 E5_TEMPLATE = "Instruct: {instruction}\nQuery: {query}"
 
 
-@pytest.mark.parametrize("template", [None, E5_TEMPLATE, "{instruction}|{query}"])
+@pytest.mark.parametrize("template", [None, "{query} [SEP] {instruction}", E5_TEMPLATE, "{instruction}|{query}"])
 def test_an_instructed_query_is_the_embedding_of_the_joined_string(base, template):
     model = load_instruction_model(base, template=template)
     joined = (template or "{query} {instruction}").format(instruction=INSTRUCTION, query=QUERY)
@@ -100,7 +100,7 @@ def test_only_strings_and_a_wrong_input_names_its_position(model):
         model.preprocess([QUERY, 1.5])
 
 
-@pytest.mark.parametrize("template", ["{query} {instruction}", E5_TEMPLATE])
+@pytest.mark.parametrize("template", ["{query} {instruction}", "{query} [SEP] {instruction}", E5_TEMPLATE])
 def test_a_long_instruction_is_cut_and_the_query_survives(base, template, monkeypatch):
     warnings = []
     logger = transformers_logging.get_logger("sentence_transformers_inf.modules.instruction_transformer")

@@ -53,6 +53,12 @@ def test_one_evaluation_is_one_at_the_end(corpus, tmp_path):
     assert [line.split(",")[1] for line in log.splitlines()] == ["steps", "6"]
 
 
+def test_a_base_that_takes_instructions_already_keeps_its_template(base, corpus, tmp_path):
+    load_instruction_model(base, template="{instruction}: {query}").save_pretrained(str(tmp_path / "base"))
+    trained = train(corpus, tmp_path / "base", tmp_path / "model", **{**RECIPE, "max_records": 2, "evaluations": 1})
+    assert trained[0].template == "{instruction}: {query}"
+
+
 @pytest.mark.parametrize("update", ["both", "queries"])
 def test_another_corpus_is_trained_on_in_rows(update, base, few_records, tmp_path):
     """A positive and a negative for each instructed query: training puts the positive first."""

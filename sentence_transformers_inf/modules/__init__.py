@@ -13,7 +13,11 @@ from sentence_transformers_inf.modules.instruction_router import (
     name_base,
     two_towers,
 )
-from sentence_transformers_inf.modules.instruction_transformer import DEFAULT_TEMPLATE, InstructionTransformer
+from sentence_transformers_inf.modules.instruction_transformer import (
+    DEFAULT_TEMPLATE,
+    InstructionTransformer,
+    separated_template,
+)
 from sentence_transformers_inf.modules.loading import attach_adapter, load_instruction_model
 
 __all__ = [
@@ -33,5 +37,6 @@ __all__ = [
     "merge_lora",
     "name_base",
     "save_adapter",
+    "separated_template",
     "two_towers",
 ]

@@ -29,6 +29,17 @@ logger = logging.get_logger(__name__)
 DEFAULT_TEMPLATE = "{query} {instruction}"
 """The order of the paper (§4) and of MTEB's instruction tasks."""
 
+
+def separated_template(tokenizer: Any) -> str:
+    """The default template with the tokenizer's separator in the middle (``"{query} [SEP] {instruction}"`` for BERT).
+
+    A model can then tell an instruction from a query's own words. Where the tokenizer has no separator, as those of most
+    decoders, the default template.
+    """
+    separator = getattr(tokenizer, "sep_token", None)
+    return DEFAULT_TEMPLATE if separator is None else f"{{query}} {separator} {{instruction}}"
+
+
 CONFIG_FILE = "instruction_config.json"
 
 _INSTRUCTIONS_KEPT = 1000

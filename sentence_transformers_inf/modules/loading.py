@@ -77,13 +77,16 @@ def load_instruction_model(
     if interaction not in (None, "concatenation", *KINDS):
         raise ValueError(f"unknown interaction {interaction!r}; there are concatenation, {', '.join(KINDS)}")
     if not isinstance(model, SentenceTransformer):
-        model = _load(str(model), base, **kwargs)
+        model = read_model(str(model), base, **kwargs)
     take_instructions(encoder_of(model), template, max_query_length, interaction)
     return model
 
 
-def _load(name: str, base: str | Path | SentenceTransformer | None, **kwargs: Any) -> SentenceTransformer:
-    """What was saved under a name, its own modules in the places of those under whose names they were saved."""
+def read_model(name: str, base: str | Path | SentenceTransformer | None = None, **kwargs: Any) -> SentenceTransformer:
+    """What was saved under a name, its own modules in the places of those under whose names they were saved.
+
+    Its first module is an :class:`~sentence_transformers_inf.modules.InstructionTransformer` only if it was one then.
+    """
     if not Path(name).exists() and (name.count("/") > 1 or name[0] in "./~"):
         raise FileNotFoundError(f"{name}: no such model folder (and not the id of a model on the Hub)")
     place: dict[str, Any] = {
