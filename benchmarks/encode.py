@@ -1,6 +1,6 @@
 """What an instruction costs while serving: ratios of calls that are timed in turns, in one process.
 
-    python benchmarks/encode.py [--rounds 7] [--json FILE]
+    python benchmarks/encode.py [--rounds 7]
 
 all-MiniLM-L6-v2 and the instructed queries of the bundled validation split, 32 at a time, unless said:
 
@@ -16,17 +16,12 @@ Training does not change these times, so the adapters and the attention have fre
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import datasets
-import torch
-from rich.console import Console
-from rich.table import Table
+from report import Row, at_most, report
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model, load_records
@@ -52,7 +47,6 @@ def ratio(first: Callable[[], object], second: Callable[[], object], rounds: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     datasets.disable_progress_bars()
 
@@ -88,31 +82,20 @@ def main() -> None:
         return call
 
     cases = {
-        "instructed / joined strings": (encode(model, pairs), encode(base, joined)),
-        "adapter, LoRA unmerged / base": (encode(lora, pairs), encode(base, joined)),
-        "adapter, a copy / base": (encode(copied, pairs), encode(base, joined)),
-        "1,000 queries, gated: 1 instruction / none": (encode(gated, told), encode(gated, queries)),
-        "1,000 queries, concatenation: 1 instruction / none": (encode(model, told), encode(model, queries)),
-        "one by one, gated: instruction anew / kept": (one_by_one(keep=False), one_by_one(keep=True)),
+        "instructed / joined strings": (encode(model, pairs), encode(base, joined), 1.03),
+        "adapter, LoRA unmerged / base": (encode(lora, pairs), encode(base, joined), 1.15),
+        "adapter, a copy / base": (encode(copied, pairs), encode(base, joined), None),
+        "1,000 queries, gated: 1 instruction / none": (encode(gated, told), encode(gated, queries), None),
+        "1,000 queries, concatenation: 1 instruction / none": (encode(model, told), encode(model, queries), None),
+        "one by one, gated: instruction anew / kept": (one_by_one(keep=False), one_by_one(keep=True), None),
     }
-    report: dict = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "date": time.strftime("%Y-%m-%d"),
-        "rounds": options.rounds,
-    }
-    table = Table(title=f"Encoding; {report['machine']}; {report['date']}", title_justify="left")
-    table.add_column("time of / time of")
-    table.add_column("median", justify="right")
-    table.add_column("quartiles", justify="right")
-    for name, (first, second) in cases.items():
+    rows = []
+    for name, (first, second, bound) in cases.items():
         print(name, "...", flush=True)
         middle, low, high = ratio(first, second, options.rounds)
-        report[name] = {"median": middle, "quartiles": [low, high]}
-        print(f"    {middle:.2f}", flush=True)
-        table.add_row(name, f"{middle:.2f}", f"{low:.2f} to {high:.2f}")
-    Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        measure = f"time, {name} (quartiles {low:.2f} to {high:.2f})"
+        rows.append(at_most(measure, middle, bound) if bound else Row(measure, f"{middle:.2f}"))
+    report("encode", "Encoding", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Where a training step's time goes, by the PyTorch profiler: the recipe's defaults on the bundled corpus.
 
-    python benchmarks/profile_step.py [--steps 3] [--json FILE]
+    python benchmarks/profile_step.py [--steps 3]
 
 The texts of a step are tokenised twice over: the columns by the data loader, and what only the loss needs (candidates, bare
 queries) by the loss. Both count as tokenisation, the rest of the loss outside the encoder as loss.
@@ -9,17 +9,13 @@ queries) by the loss. Both count as tokenisation, the rest of the loss outside t
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Row, at_most, report
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
@@ -41,7 +37,6 @@ def labelled(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     datasets.disable_progress_bars()
     model = load_instruction_model(bundled_base()).train()
@@ -82,24 +77,12 @@ def main() -> None:
     total["loss"] = total.pop("loss and encoder") - total["encoder forward"] - inside
     total["everything else"] = seconds - sum(total.values())
 
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    table = Table(
-        title=f"One step, {seconds / options.steps:.1f} s; {machine}; {time.strftime('%Y-%m-%d')}", title_justify="left"
-    )
-    table.add_column("part")
-    table.add_column("share", justify="right")
+    rows = [Row("seconds", f"{seconds / options.steps:.1f}")]
     for name in (*PARTS, "everything else"):
-        table.add_row(name, f"{100 * total[name] / seconds:.1f}%")
-    Console().print(table)
-    if options.json:
-        shares = {name: total[name] / seconds for name in total}
-        report = {
-            "machine": machine,
-            "date": time.strftime("%Y-%m-%d"),
-            "seconds": seconds / options.steps,
-            "shares": shares,
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        share = 100 * total[name] / seconds
+        inside_encoder = name in ("encoder forward", "backward")
+        rows.append(Row(f"{name}, %", f"{share:.1f}") if inside_encoder else at_most(f"{name}, %", share, 3, ".1f"))
+    report("profile_step", "One step, where its time goes", rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a batch costs as it grows, and how two processes share it.
 
-    python benchmarks/scaling.py [--largest 256] [--json FILE]
+    python benchmarks/scaling.py [--largest 256]
 
 - sequences that are encoded at 4, 16 and 64 records a step with 2 sampled candidates, against the scheme that encodes every
   combination of the batch's instructions and queries; and both losses where they must be equal, with their times;
-- seconds per record and peak memory of the cached loss, each batch in a process of its own;
+- seconds per record and peak memory of the cached loss, the same records in steps of 8 to 256, each in its own process;
 - two gloo processes on half a batch each against one on the whole: the loss and the sequences each encodes.
 """
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,8 +23,7 @@ import datasets
 import torch
 import torch.distributed
 import torch.multiprocessing
-from rich.console import Console
-from rich.table import Table
+from report import Row, at_least, at_most, peak_mib, report
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
@@ -36,8 +33,6 @@ from sentence_transformers_inf.losses import (
     instruction_contrastive_loss,
 )
 from sentence_transformers_inf.training import bundled_base
-
-BATCHES = (8, 32, 128, 256)
 
 
 def fresh_model() -> SentenceTransformer:
@@ -89,24 +84,16 @@ def quadratic_loss(model: SentenceTransformer, records: int) -> tuple[torch.Tens
     return loss, len(rows) + len(texts) + len(pairs)
 
 
-def one_batch(records: int) -> dict[str, float]:
-    """Seconds per record and peak memory of a cached step, in this process."""
+def steps_of(records: int, total: int) -> dict[str, float]:
+    """Seconds per record and peak memory of cached steps of ``records`` over the first ``total``, in this process."""
     model = fresh_model()
     loss = CachedInstructionContrastiveLoss(model, mini_batch_size=32)
-    seconds = []
-    for turn in range(3):
-        features = columns(model, records, start=0)
+    loss(columns(model, 8)).backward()  # warms up
+    start = time.perf_counter()
+    for first in range(0, total, records):
         model.zero_grad()
-        start = time.perf_counter()
-        loss(features).backward()
-        if turn or records >= 128:  # large batches warm up within themselves
-            seconds.append(time.perf_counter() - start)
-        if records >= 128:
-            break
-    # Not ru_maxrss: a process that was started by another inherits its peak.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
-    return {"seconds": statistics.median(seconds) / records, "MiB": peak}
+        loss(columns(model, records, first)).backward()
+    return {"seconds": (time.perf_counter() - start) / total, "MiB": peak_mib()}
 
 
 def process(rank: int, size: int, records: int, address: str, output: str) -> None:
@@ -126,29 +113,24 @@ def process(rank: int, size: int, records: int, address: str, output: str) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--largest", type=int, default=256)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     datasets.disable_progress_bars()
     if options.only:
-        print(json.dumps(one_batch(options.only)))
+        print(json.dumps(steps_of(options.only, options.largest)))
         return
-    table = Table(
-        title=f"A growing batch; {platform.machine()}, {torch.get_num_threads()} threads, {time.strftime('%Y-%m-%d')}",
-        title_justify="left",
-    )
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    report: dict[str, Any] = {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
+    rows: list[Row] = []
+    details: dict[str, Any] = {}
 
     model = fresh_model()
-    for records in (4, 16, 64):
+    for records, fewer in ((4, 2), (16, 8), (64, 30)):
         loss = InstructionContrastiveLoss(model, sampled_instructions=2)
         with torch.no_grad():
             loss(columns(model, records))
         ours, every = loss.last_step_stats["sequences"], 6 * records + (3 * records) ** 2
-        report[f"sequences at {records}"] = {"encoded": ours, "quadratic": every}
-        table.add_row(f"{records} records: sequences, and of all combinations", f"{ours} and {every}: {every / ours:.1f}x")
+        details[f"sequences at {records}"] = {"encoded": ours, "quadratic": every}
+        rows.append(Row(f"{records} records: sequences, and all combinations", f"{ours} and {every}"))
+        rows.append(at_least(f"{records} records: times fewer sequences", every / ours, fewer, ".1f"))
     everything = InstructionContrastiveLoss(model, sampled_instructions=10**6)
     for records in (4, 8):
         start = time.perf_counter()
@@ -158,17 +140,26 @@ def main() -> None:
         other, _ = quadratic_loss(model, records)
         other.backward()
         seconds = (middle - start, time.perf_counter() - middle)
-        report[f"all candidates at {records}"] = {"loss": [value.item(), other.item()], "seconds": seconds}
-        table.add_row(
-            f"{records} records, all candidates: loss, and by the formula", f"{value.item():.5f} and {other.item():.5f}"
-        )
-        table.add_row("    step time against it", f"{seconds[0] / seconds[1]:.2f}")
+        details[f"all candidates at {records}"] = {"loss": [value.item(), other.item()], "seconds": seconds}
+        losses = f"{value.item():.5f} and {other.item():.5f}"
+        rows.append(Row(f"{records} records, all candidates: loss, and by the formula", losses))
+        rows.append(Row(f"{records} records, all candidates: step time / by the formula", f"{seconds[0] / seconds[1]:.2f}"))
 
-    for records in [size for size in BATCHES if size <= options.largest]:
-        command = [sys.executable, __file__, "--only", str(records)]
-        batch = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        report[f"cached at {records}"] = batch
-        table.add_row(f"{records} records, cached: ms per record, MiB", f"{1000 * batch['seconds']:.0f}, {batch['MiB']:.0f}")
+    sizes = (8, 64, options.largest)
+    cached = {}
+    for records in sizes:
+        print(f"{options.largest} records in steps of {records} ...", flush=True)
+        command = [sys.executable, __file__, "--only", str(records), "--largest", str(options.largest)]
+        cached[records] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    details["cached"] = cached
+    for key, form, measure, bound in (
+        ("seconds", ".2f", "seconds per record", 1.1),
+        ("MiB", ".0f", "MiB at the peak", 1.15),
+    ):
+        values = [cached[records][key] for records in sizes]
+        named = ", ".join(f"{value:{form}}" for value in values)
+        rows.append(Row(f"steps of {', '.join(map(str, sizes))} records, cached: {measure}", named))
+        rows.append(at_most(f"steps of {sizes[-1]} / of 8, cached: {measure}", values[-1] / values[0], bound))
 
     with tempfile.TemporaryDirectory() as folder:
         for size in (1, 2):
@@ -176,12 +167,10 @@ def main() -> None:
         whole = json.loads(Path(folder, "1-0.json").read_text(encoding="utf-8"))
         halves = [json.loads(Path(folder, f"2-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     shares = [half["real_tokens"] / whole["real_tokens"] for half in halves]
-    report["two processes"] = {"loss": [whole["loss"], halves[0]["loss"]], "share of the tokens": shares}
-    table.add_row("16 records: loss of one process and of two", f"{whole['loss']:.6f} and {halves[0]['loss']:.6f}")
-    table.add_row("    each one's share of the tokens", " and ".join(f"{share:.2f}" for share in shares))
-    Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    details["two processes"] = {"loss": [whole["loss"], halves[0]["loss"]], "share of the tokens": shares}
+    rows.append(Row("16 records: loss of one process, and of two", f"{whole['loss']:.6f} and {halves[0]['loss']:.6f}"))
+    rows.append(at_most("16 records, two processes: the larger share of the tokens", max(shares), 0.55))
+    report("scaling", "A growing batch", rows, **details)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,58 @@
 """What a training step costs: ratios measured in one run, so that they carry from machine to machine.
 
-    python benchmarks/train_step.py [--steps 5] [--batch-size 16] [--json FILE]
+    python benchmarks/train_step.py [--steps 5] [--batch-size 16]
 
-Compared on the same records of the bundled corpus, dropout off, forward and backward: `InstructionContrastiveLoss` with
-`uni_P` against Sentence Transformers' `MultipleNegativesRankingLoss` on the same texts, and `multi_P_I` with what it adds.
-Medians of paired runs.
+all-MiniLM-L6-v2 on records of the bundled corpus, dropout off, forward and backward, medians over steps in which all take
+their turn:
+
+- `InstructionContrastiveLoss` with `uni_P` against Sentence Transformers' `MultipleNegativesRankingLoss` on the same texts,
+  and `multi_P_I` with what it adds;
+- each against the encoder alone on as many sequences and tokens in even batches: no padding, no loss, nothing to tokenise;
+- bfloat16 against float32 where the CPU has instructions for it (AMX, AVX512-BF16).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import datasets
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Row, at_least, at_most, report
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.training import bundled_base
+from sentence_transformers_inf.training import bundled_base, has_fast_bfloat16
 
 
-def timed(loss: torch.nn.Module, features: list) -> float:
+def timed(run: Callable[[], torch.Tensor], model: SentenceTransformer) -> float:
     """Seconds of one forward and backward pass."""
-    loss.zero_grad()
+    model.zero_grad()
     start = time.perf_counter()
-    loss([dict(column) for column in features], None).backward()
+    run().backward()
     return time.perf_counter() - start
+
+
+def even(model: SentenceTransformer, sequences: int, tokens: int, chunk: int = 1024) -> torch.Tensor:
+    """The encoder on ``sequences`` texts of equal length, ``tokens`` tokens in all, as many at a time as fit a chunk."""
+    length = round(tokens / sequences)
+    ids = torch.randint(1000, 20_000, (round(tokens / length), length))
+    parts = [
+        model({"input_ids": part, "attention_mask": torch.ones_like(part)})["sentence_embedding"]
+        for part in ids.split(max(1, chunk // length))
+    ]
+    return torch.cat(parts)[:, 0].sum()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=16, help="records per step")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     datasets.disable_progress_bars()
 
@@ -53,44 +66,58 @@ def main() -> None:
         "uni_P": InstructionContrastiveLoss(model, "uni_P"),
         "multi_P_I, poisoned candidate": InstructionContrastiveLoss(model, sampled_instructions=0),
         "multi_P_I, + 1 sampled": InstructionContrastiveLoss(model, sampled_instructions=1),
-        "multi_P_I, + plain rows": InstructionContrastiveLoss(model, sampled_instructions=0, plain_weight=0.5),
+        "multi_P_I, + 1 sampled, + plain rows": InstructionContrastiveLoss(model, sampled_instructions=1, plain_weight=0.75),
     }
-    ratios: dict[str, list[float]] = {name: [] for name in losses}
+    fullest = list(losses)[-1]
+    of_rankings: dict[str, list[float]] = {name: [] for name in losses}
+    of_even: dict[str, list[float]] = {name: [] for name in ("uni_P", fullest)}
+    faster: list[float] = []
     padded = real = naive = 0
     for step in range(options.steps + 1):
+        print(f"step {step} of {options.steps} ...", flush=True)
         rows = view[step * options.batch_size : (step + 1) * options.batch_size]
         columns = [model.preprocess(rows[name]) for name in view.column_names]
         queries = [rows[name][i] for i in range(options.batch_size) for name in view.column_names[:3]]
         passages = [rows[name][i] for i in range(options.batch_size) for name in view.column_names[3:]]
-        reference = timed(rankings, [model.preprocess(queries), model.preprocess(passages)])
+        texts = [model.preprocess(queries), model.preprocess(passages)]
+
+        def of(loss: torch.nn.Module, features: list[dict[str, Any]]) -> Callable[[], torch.Tensor]:
+            return lambda: loss([dict(column) for column in features], None)
+
+        reference = timed(of(rankings, texts), model)
         for name, loss in losses.items():
-            seconds = timed(loss, columns)
-            if step:  # the first step warms up
-                ratios[name].append(seconds / reference)
+            seconds = timed(of(loss, columns), model)
+            stats = loss.last_step_stats
+            if name in of_even:
+                smooth = timed(lambda stats=stats: even(model, stats["sequences"], stats["real_tokens"]), model)  # type: ignore[misc]
+            if not step:  # the first step warms up
+                continue
+            of_rankings[name].append(seconds / reference)
+            if name in of_even:
+                of_even[name].append(seconds / smooth)
+        if has_fast_bfloat16():
+            with torch.autocast(model.device.type, torch.bfloat16):
+                faster.append(seconds / timed(of(losses[fullest], columns), model))
         stats = losses["uni_P"].last_step_stats
         padded, real = padded + stats["padded_tokens"], real + stats["real_tokens"]
         naive += len(queries + passages) * max(column["input_ids"].shape[1] for column in columns)
 
-    report = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "date": time.strftime("%Y-%m-%d"),
-        "records_per_step": options.batch_size,
-        "real_over_padded_tokens": real / padded,
-        "real_over_padded_tokens_in_one_batch": real / naive,
-        "step_time_over_multiple_negatives_ranking": {name: statistics.median(values) for name, values in ratios.items()},
-    }
-    table = Table(
-        title=f"One step of {options.batch_size} records; {report['machine']}; {report['date']}", title_justify="left"
-    )
-    table.add_column("measure")
-    table.add_column("ratio", justify="right")
-    table.add_row("real / padded tokens", f"{real / padded:.2f}")
-    table.add_row("the same with all texts padded to the longest", f"{real / naive:.2f}")
-    for name, values in ratios.items():
-        table.add_row(f"step time, {name} / MultipleNegativesRankingLoss", f"{statistics.median(values):.2f}")
-    Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    median = statistics.median
+    results = [
+        at_least("real / padded tokens", real / padded, 0.9),
+        Row("the same with all texts padded to the longest", f"{real / naive:.2f}"),
+        at_most("step time, uni_P / MultipleNegativesRankingLoss", median(of_rankings["uni_P"]), 0.75),
+        *(
+            Row(f"step time, {name} / MultipleNegativesRankingLoss", f"{median(of_rankings[name]):.2f}")
+            for name in list(losses)[1:]
+        ),
+        *(at_most(f"step time, {name} / encoder on even batches", median(values), 1.15) for name, values in of_even.items()),
+        at_least("speed, bfloat16 / float32", median(faster[1:]), 1.4)
+        if faster
+        else Row("speed, bfloat16 / float32", "not on this CPU", "at least 1.4 with AMX"),
+    ]
+    ratios = {"over_multiple_negatives_ranking": of_rankings, "over_even_batches": of_even}
+    report("train_step", f"One step of {options.batch_size} records", results, **ratios)
 
 
 if __name__ == "__main__":
