@@ -8,6 +8,7 @@ their turn:
 - `InstructionContrastiveLoss` with `uni_P` against Sentence Transformers' `MultipleNegativesRankingLoss` on the same texts,
   and `multi_P_I` with what it adds;
 - each against the encoder alone on as many sequences and tokens in even batches: no padding, no loss, nothing to tokenise;
+- an adapter's step, LoRA or a copy, against that of the recipe that trains both sides;
 - bfloat16 against float32 where the CPU has instructions for it (AMX, AVX512-BF16).
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from report import Row, at_least, at_most, report
 from sentence_transformers import SentenceTransformer
@@ -27,7 +29,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.training import bundled_base, has_fast_bfloat16
+from sentence_transformers_inf.modules import add_lora, encoders_of, instructed_tower
+from sentence_transformers_inf.training import ADAPTER_LORA_R, _freeze, bundled_base, has_fast_bfloat16
 
 
 def timed(run: Callable[[], torch.Tensor], model: SentenceTransformer) -> float:
@@ -49,6 +52,31 @@ def even(model: SentenceTransformer, sequences: int, tokens: int, chunk: int = 1
     return torch.cat(parts)[:, 0].sum()
 
 
+def fresh_model() -> SentenceTransformer:
+    """The base model in training, without the randomness of dropout."""
+    model = load_instruction_model(bundled_base()).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def recipes() -> dict[str, InstructionContrastiveLoss]:
+    """The losses of `train(update=...)` by what is trained; the adapters' passages are vectors that stand for any."""
+    vectors = np.random.default_rng(0).standard_normal((1000, 384), dtype=np.float32)
+    both, lora, copied = fresh_model(), fresh_model(), fresh_model()
+    lora, copied = instructed_tower(lora, lora=True), instructed_tower(copied)
+    for encoder in encoders_of(lora, trained=True):
+        add_lora(encoder, ADAPTER_LORA_R)
+    for encoder in [*encoders_of(both, trained=True), *encoders_of(copied, trained=True)]:
+        _freeze(encoder, 2)
+    return {
+        "both": InstructionContrastiveLoss(both, plain_weight=0.75),
+        "LoRA": InstructionContrastiveLoss(lora, passage_embeddings=vectors),
+        "a copy": InstructionContrastiveLoss(copied, passage_embeddings=vectors),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
@@ -56,10 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     datasets.disable_progress_bars()
 
-    model = load_instruction_model(bundled_base()).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    model, trained = fresh_model(), recipes()
     view = training_dataset(load_records("mini", "train").shuffle(seed=0))
     rankings = MultipleNegativesRankingLoss(model)
     losses = {
@@ -71,6 +96,7 @@ def main() -> None:
     fullest = list(losses)[-1]
     of_rankings: dict[str, list[float]] = {name: [] for name in losses}
     of_even: dict[str, list[float]] = {name: [] for name in ("uni_P", fullest)}
+    of_both: dict[str, list[float]] = {name: [] for name in list(trained)[1:]}
     faster: list[float] = []
     padded = real = naive = 0
     for step in range(options.steps + 1):
@@ -81,8 +107,8 @@ def main() -> None:
         passages = [rows[name][i] for i in range(options.batch_size) for name in view.column_names[3:]]
         texts = [model.preprocess(queries), model.preprocess(passages)]
 
-        def of(loss: torch.nn.Module, features: list[dict[str, Any]]) -> Callable[[], torch.Tensor]:
-            return lambda: loss([dict(column) for column in features], None)
+        def of(loss: torch.nn.Module, features: list[dict[str, Any]], labels: Any = None) -> Callable[[], torch.Tensor]:
+            return lambda: loss([dict(column) for column in features], labels)
 
         reference = timed(of(rankings, texts), model)
         for name, loss in losses.items():
@@ -95,6 +121,14 @@ def main() -> None:
             of_rankings[name].append(seconds / reference)
             if name in of_even:
                 of_even[name].append(seconds / smooth)
+        labels = torch.arange(3 * options.batch_size).view(-1, 3)
+        spent = {
+            name: timed(of(loss, columns, None) if name == "both" else of(loss, columns[:3], labels), loss.model)
+            for name, loss in trained.items()
+        }
+        for name in of_both:
+            if step:
+                of_both[name].append(spent[name] / spent["both"])
         if has_fast_bfloat16():
             with torch.autocast(model.device.type, torch.bfloat16):
                 faster.append(seconds / timed(of(losses[fullest], columns), model))
@@ -112,11 +146,13 @@ def main() -> None:
             for name in list(losses)[1:]
         ),
         *(at_most(f"step time, {name} / encoder on even batches", median(values), 1.15) for name, values in of_even.items()),
+        at_most("step time, adapter with LoRA / both sides", median(of_both["LoRA"]), 0.5),
+        at_most("step time, adapter with a copy / both sides", median(of_both["a copy"]), 0.5),
         at_least("speed, bfloat16 / float32", median(faster[1:]), 1.4)
         if faster
         else Row("speed, bfloat16 / float32", "not on this CPU", "at least 1.4 with AMX"),
     ]
-    ratios = {"over_multiple_negatives_ranking": of_rankings, "over_even_batches": of_even}
+    ratios = {"over_multiple_negatives_ranking": of_rankings, "over_even_batches": of_even, "over_both": of_both}
     report("train_step", f"One step of {options.batch_size} records", results, **ratios)
 
 

@@ -36,7 +36,7 @@ RECIPE = {"update": "queries", "batch_size": 4, "epochs": 1, "evaluations": 1, "
 FORMS = {"lora": {}, "copy": {"lora_r": 0}, "merged": {"merge_base": True}}
 LOADED: dict = {}
 TOLD = {"instruction": "For young children, in simple words.", "query": "why is the sky blue"}
-JOINED = "why is the sky blue For young children, in simple words."
+JOINED = "why is the sky blue [SEP] For young children, in simple words."
 INPUT = st.one_of(
     st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=40),
     st.fixed_dictionaries(

@@ -161,7 +161,7 @@ def test_e5_has_its_prompts_in_training_and_use(base, data, tmp_path):
     trained = train(data, tmp_path / "e5-tiny", tmp_path / "m", max_records=4, batch_size=4, epochs=1, show_progress=False)
     loaded = load_instruction_model(tmp_path / "m")
     for model in (trained.eval(), loaded.eval()):
-        joined = "query: vaccines Brief."
+        joined = "query: vaccines [SEP] Brief."
         assert np.allclose(
             model.encode_query({"instruction": "Brief.", "query": "vaccines"}), model.encode(joined), atol=1e-6
         )

@@ -59,7 +59,7 @@ def trained(hub, tmp_path_factory):
 
 def test_a_pushed_model_loads_where_this_package_is_not(hub, trained, tmp_path):
     queries = [{"instruction": "For children.", "query": "why is the sky blue"}, {"instruction": "Brief.", "query": "tax"}]
-    joined = ["{query} {instruction}".format(**query) for query in queries]
+    joined = ["{query} [SEP] {instruction}".format(**query) for query in queries]
     script = WITHOUT_PACKAGE + (
         "import numpy as np\nfrom sentence_transformers import SentenceTransformer\n"
         f"model = SentenceTransformer({REPO!r})\n"
