@@ -24,13 +24,14 @@ import datasets
 import numpy as np
 import torch
 from report import Row, at_least, at_most, report
+from scaling import fresh_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf import load_records, training_dataset
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import add_lora, encoders_of, instructed_tower
-from sentence_transformers_inf.training import ADAPTER_LORA_R, _freeze, bundled_base, has_fast_bfloat16
+from sentence_transformers_inf.training import ADAPTER_LORA_R, _freeze, has_fast_bfloat16
 
 
 def timed(run: Callable[[], torch.Tensor], model: SentenceTransformer) -> float:
@@ -50,15 +51,6 @@ def even(model: SentenceTransformer, sequences: int, tokens: int, chunk: int = 1
         for part in ids.split(max(1, chunk // length))
     ]
     return torch.cat(parts)[:, 0].sum()
-
-
-def fresh_model() -> SentenceTransformer:
-    """The base model in training, without the randomness of dropout."""
-    model = load_instruction_model(bundled_base()).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model
 
 
 def recipes() -> dict[str, InstructionContrastiveLoss]:
