@@ -278,9 +278,11 @@ def test_a_wrong_key_and_an_unknown_model_stop_the_run_at_once(serve, pairs, tmp
 
 
 def test_a_server_that_is_not_there_stops_the_run(pairs, tmp_path):
-    """Named in the environment, as the ``openai`` client has it; the other tests name theirs by the option."""
-    result = inf_ir(*command(pairs(40), tmp_path / "out", None), server="http://127.0.0.1:9/v1")
-    assert "http://127.0.0.1:9/v1 does not answer" in only_error(result)
+    """Named by the option, or in the environment as for the ``openai`` client."""
+    url = "http://127.0.0.1:9/v1"
+    for option, environment in ((url, None), (None, url)):
+        result = inf_ir(*command(pairs(40), tmp_path / "out", option), server=environment)
+        assert f"{url} does not answer" in only_error(result)
 
 
 def test_a_full_disk_is_one_clear_line_and_the_build_goes_on_later(clean_build, serve, pairs, tmp_path):
