@@ -1,5 +1,6 @@
 """The objectives: equal to the published values, to their definitions, and to each other however they are computed."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from hypothesis import given as with_any
+from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
 from sentence_transformers_inf import load_instruction_model, load_records, load_rows, training_dataset
@@ -17,6 +20,7 @@ from sentence_transformers_inf.losses import (
     InstructionContrastiveLoss,
     instruction_contrastive_loss,
 )
+from sentence_transformers_inf.losses.instruction_contrastive import _cuts
 from sentence_transformers_inf.records import ROW_COLUMNS
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text(encoding="utf-8"))
@@ -263,6 +267,39 @@ def test_the_stats_of_a_step_are_what_the_encoder_was_given(model, few_records, 
         "real_tokens": sum(int(mask.sum()) for mask in given),
         "padded_tokens": sum(mask.numel() for mask in given),
     }
+
+
+@with_any(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.sampled_from([20, 60, 100, 200]))
+def test_chunks_cost_least(lengths, most):
+    """Of all ways to cut the texts into chunks that fit, none has fewer tokens, padding and a 20th a chunk included."""
+    lengths.sort(reverse=True)
+
+    def cost(cuts):
+        return sum(lengths[begin] * (end - begin) + most / 20 for begin, end in cuts)
+
+    every = []
+    for inner in itertools.product([False, True], repeat=len(lengths) - 1):
+        ends = [row + 1 for row, cut in enumerate(inner) if cut] + [len(lengths)]
+        cuts = list(zip([0, *ends], ends))
+        if all(end - begin == 1 or lengths[begin] * (end - begin) <= most for begin, end in cuts):
+            every.append(cost(cuts))
+    found = _cuts(lengths, most)
+    assert [row for begin, end in found for row in range(begin, end)] == list(range(len(lengths)))
+    assert all(end - begin == 1 or lengths[begin] * (end - begin) <= most for begin, end in found)
+    assert cost(found) == pytest.approx(min(every))
+
+
+@pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
+def test_the_longest_texts_are_encoded_first(model, few_records, kind):
+    """So that what needs most memory is a full batch, and comes before anything else is held."""
+    given = []
+    handle = model.register_forward_pre_hook(lambda _, args: given.append(args[0]["attention_mask"].sum(dim=1).tolist()))
+    size = {"mini_batch_size": 5} if kind is CachedInstructionContrastiveLoss else {"max_tokens_per_chunk": 200}
+    kind(model, **size)(columns(model, few_records))
+    handle.remove()
+    lengths = [length for chunk in given for length in chunk]
+    assert len(given) > 2
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_cost_is_linear_in_the_batch(model):
