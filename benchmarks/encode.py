@@ -5,7 +5,8 @@
 all-MiniLM-L6-v2 and the instructed queries of the bundled validation split, 32 at a time, unless said:
 
 - instructed queries against `SentenceTransformer.encode` of the joined strings;
-- instructed queries through an adapter, LoRA unmerged or a copy, against the base model's encoding of the joined strings;
+- instructed queries through an adapter, LoRA unmerged (also 100 of them one by one) or a copy, against the base model's
+  encoding of the joined strings;
 - 1,000 queries under one instruction against the same without it, with attention (`gated`, which encodes the instruction
   once) and with concatenation;
 - 100 of them with attention, one by one: the instruction's tokens encoded anew each time against kept.
@@ -72,6 +73,9 @@ def main() -> None:
     def encode(encoder: SentenceTransformer, texts: list) -> Callable[[], object]:
         return lambda: encoder.encode(texts, batch_size=32, show_progress_bar=False)
 
+    def singly(encoder: SentenceTransformer, texts: list) -> Callable[[], object]:
+        return lambda: [encoder.encode(text, show_progress_bar=False) for text in texts[:100]]
+
     def one_by_one(keep: bool) -> Callable[[], object]:
         def call() -> None:
             for query in queries[:100]:
@@ -84,6 +88,7 @@ def main() -> None:
     cases = {
         "instructed / joined strings": (encode(model, pairs), encode(base, joined), 1.03),
         "adapter, LoRA unmerged / base": (encode(lora, pairs), encode(base, joined), 1.15),
+        "adapter, LoRA unmerged / base, one by one": (singly(lora, pairs), singly(base, joined), None),
         "adapter, a copy / base": (encode(copied, pairs), encode(base, joined), None),
         "1,000 queries, gated: 1 instruction / none": (encode(gated, told), encode(gated, queries), None),
         "1,000 queries, concatenation: 1 instruction / none": (encode(model, told), encode(model, queries), None),

@@ -369,7 +369,7 @@ def test_settings_that_contradict_each_other_are_refused(corpus, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_fused_lora_is_peft_s_in_values_and_gradients(dtype):
-    """Alone, switched off, merged, with dropout and under autocast; in bfloat16 up to its rounding."""
+    """Alone, switched off, merged, with dropout, under autocast and without gradients; in bfloat16 up to its rounding."""
     torch.manual_seed(0)
     stack = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 6))
     config = LoraConfig(r=3, lora_alpha=6, target_modules=["0", "1"])
@@ -403,6 +403,11 @@ def test_the_fused_lora_is_peft_s_in_values_and_gradients(dtype):
             gradients.append(torch.autograd.grad(value.square().sum(), learned, allow_unused=True))
             seen.setdefault(state, []).append(value)
         assert torch.allclose(*seen[state], **tolerance), state
+        for tokens in (x, x[:1, :2]) if state != "dropout" else ():  # the weights are summed for ten tokens, not for two
+            before = [parameter.clone() for parameter in fused.parameters()]
+            with torch.no_grad():
+                assert torch.allclose(model(tokens), fused(tokens), **tolerance), state
+            assert all(torch.equal(*pair) for pair in zip(before, fused.parameters()))
         assert sum(gradient is not None for gradient in gradients[1]) == {"off": 1, "merged": 1}.get(state, 5)
         for theirs, ours in zip(*gradients, strict=True):
             assert (theirs is None) == (ours is None)

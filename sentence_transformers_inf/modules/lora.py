@@ -14,7 +14,9 @@ class FusedLinear(lora.Linear):
     """A linear layer with a LoRA: W·x + s·B·(A·x) in three matrix products and nothing else.
 
     PEFT scales the update and adds it to the layer's output, each in a pass of its own over a tensor as large as the output;
-    here the last product adds to the output where it is. Values and gradients are PEFT's.
+    here the last product adds to the output where it is. Without gradients, and where the batch has so many tokens that it
+    is less work, it is (W + s·B·A)·x instead: the sum is made for the call and thrown away, so that the base's weights stay
+    as they are. Values and gradients are PEFT's.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -30,7 +32,15 @@ class FusedLinear(lora.Linear):
         )
         if not plain:
             return super().forward(x, *args, **kwargs)
-        result = self.base_layer(x)
+        base = self.base_layer
+        if not torch.is_grad_enabled() and type(base) is nn.Linear:
+            tokens = x.numel() // base.in_features
+            if tokens * (base.in_features + base.out_features) > base.weight.numel():
+                weight = torch.addmm(
+                    base.weight, self.lora_B[name].weight, self.lora_A[name].weight, alpha=self.scaling[name]
+                )
+                return F.linear(x, weight, base.bias)
+        result = base(x)
         update = F.linear(x, self.lora_A[name].weight)
         result.view(-1, result.shape[-1]).addmm_(update.flatten(0, -2), self.lora_B[name].weight.T, alpha=self.scaling[name])
         return result
