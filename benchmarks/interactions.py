@@ -100,7 +100,7 @@ def main() -> None:
         if not (recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")).get("finished")):
             settings = {"objective": objective, "interaction": interaction, "sampled_instructions": sampled}
             settings |= {"template": DEFAULT_TEMPLATE}
-            train("mini", output=folder, max_records=options.records, evaluations=2, **settings)
+            train("mini", output=folder, encoders="shared", max_records=options.records, evaluations=2, **settings)
         measured = folder / "row.json"
         if not measured.exists() or (options.test and "test p_mrr" not in json.loads(measured.read_text(encoding="utf-8"))):
             model = load_instruction_model(folder).eval()

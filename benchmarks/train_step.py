@@ -60,7 +60,8 @@ def recipes() -> dict[str, InstructionContrastiveLoss]:
     lora, copied = instructed_tower(lora, lora=True), instructed_tower(copied)
     for encoder in encoders_of(lora, trained=True):
         add_lora(encoder, ADAPTER_LORA_R)
-    for encoder in [*encoders_of(both, trained=True), *encoders_of(copied, trained=True)]:
+    both = instructed_tower(both).requires_grad_(True)
+    for encoder in [*encoders_of(both), *encoders_of(copied, trained=True)]:
         _freeze(encoder, 2)
     return {
         "both": InstructionContrastiveLoss(both, plain_weight=0.75),

@@ -68,9 +68,13 @@ def train(
         str,
         typer.Option(help="What is trained: both, or queries: an adapter for instructed queries, the base untouched."),
     ] = "both",
-    separate_encoders: Annotated[
-        bool, typer.Option("--separate-encoders", help="An encoder for queries and another for passages.")
-    ] = False,
+    encoders: Annotated[
+        Optional[str],
+        typer.Option(
+            help="instructed: a trained encoder of their own for instructed queries, another for passages and bare queries; "
+            "separate: one for queries, one for passages; shared: one. Default: instructed; shared with LoRA or attention."
+        ),
+    ] = None,
     lora_r: Annotated[
         Optional[int], typer.Option(help="Rank of a LoRA; 0: none. Default: 32 with --update queries, else 0.")
     ] = None,
@@ -83,7 +87,7 @@ def train(
     ] = None,
     epochs: Annotated[Optional[float], typer.Option(help="Passes over the records; default: by what is trained.")] = None,
     learning_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate; default: likewise.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Records per step.")] = 16,
+    batch_size: Annotated[Optional[int], typer.Option(help="Records per step; default: likewise.")] = None,
     mini_batch_size: Annotated[
         Optional[int], typer.Option(help="GradCache: texts encoded at a time, for batches larger than memory.")
     ] = None,
@@ -126,7 +130,7 @@ def train(
         template=template,
         interaction=interaction,
         update=update,
-        share_encoder=not separate_encoders,
+        encoders=encoders,
         lora_r=lora_r,
         merge_base=merge_base,
         passage_embeddings=passage_embeddings,

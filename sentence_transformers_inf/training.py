@@ -35,6 +35,8 @@ from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
 from sentence_transformers_inf.model_card import RECIPE_FILE, write_model_card
 from sentence_transformers_inf.modules import (
+    InstructionQueryAttention,
+    InstructionRouter,
     InstructionTransformer,
     add_lora,
     encoder_of,
@@ -64,17 +66,27 @@ from sentence_transformers_inf.records import (
 
 _CPUINFO = Path("/proc/cpuinfo")
 
+_OF_BASE = r"sub_modules\.base\."
+
 _NOT_OF_THE_RUN = ("output", "overwrite", "show_progress", "say")
 
 ADAPTER_LORA_R = 32
 """Rank of the LoRA of ``update="queries"``."""
 
+ENCODERS = ("shared", "instructed", "separate")
+"""What may have an encoder of its own: nothing, instructed queries, or queries; see :func:`train`."""
+
 SCHEDULES = {
-    "both": {"epochs": 1.6, "learning_rate": 2.5e-4},
-    "queries": {"epochs": 4.0, "learning_rate": 3e-4},
-    "lora": {"epochs": 4.0, "learning_rate": 2e-3},
+    "instructed": {"epochs": 1.5, "learning_rate": 3e-4, "batch_size": 8},
+    "both": {"epochs": 1.6, "learning_rate": 2.5e-4, "batch_size": 16},
+    "queries": {"epochs": 4.0, "learning_rate": 3e-4, "batch_size": 16},
+    "lora": {"epochs": 4.0, "learning_rate": 2e-3, "batch_size": 16},
 }
-"""Epochs and peak learning rate by what is trained: both sides, a copy for queries, or a LoRA; see docs/recipe.md."""
+"""Epochs, peak learning rate and records a step by what is trained: both sides, instructed queries with an encoder of their
+own; both sides otherwise; a copy for queries; or a LoRA. See docs/recipe.md."""
+
+PASSAGE_RATE = 0.5
+"""Of the learning rate of instructed queries' own encoder: that of the other one, with ``encoders="instructed"``."""
 
 
 def train(
@@ -87,13 +99,13 @@ def train(
     template: str | None = None,
     interaction: str | None = None,
     update: str = "both",
-    share_encoder: bool = True,
+    encoders: str | None = None,
     lora_r: int | None = None,
     merge_base: bool = False,
     passage_embeddings: str | Path | None = None,
     epochs: float | None = None,
     learning_rate: float | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     mini_batch_size: int | None = None,
     scale: float = 20.0,
     sampled_instructions: int | None = None,
@@ -134,17 +146,21 @@ def train(
         update: ``"both"``: queries and passages are trained. ``"queries"``: only what encodes instructed queries is;
             passages and bare queries go through the base model, untouched, so that an index of it stays as it is. The
             passages are encoded once, and what is saved is an adapter.
-        share_encoder: With ``False``, queries and passages have an encoder each (:func:`two_towers`).
+        encoders: ``"instructed"``: instructed queries have an encoder of their own, which begins as a copy of the one that
+            passages and bare queries share and which learns at :data:`PASSAGE_RATE`; both are saved. ``"shared"``: one for
+            all. ``"separate"``: queries and passages have one each (:func:`two_towers`). ``None``: ``"instructed"``, which
+            obeys better at the same cost (docs/recipe.md), or ``"shared"`` with LoRA, with attention and without
+            instructions. A base that has two encoders already, or attention, stays as it is.
         lora_r: Rank of a LoRA that is trained in the place of the encoder's weights; 0: the weights themselves. ``None``:
             :data:`ADAPTER_LORA_R` for ``update="queries"``, else 0.
         merge_base: Save the base with the adapter, and LoRA merged into the weights, so that the folder needs nothing else.
-            The LoRAs of two towers are always merged.
+            The LoRAs of two encoders are always merged.
         passage_embeddings: For ``update="queries"``: vectors of the passages from a model that cannot be run here, as for
             :func:`~sentence_transformers_inf.passages.read_passage_embeddings`. ``base`` then learns to encode queries,
             instructed and bare, into their space, and is saved whole.
         epochs: Passes over the records; ``None``: the best found for what is trained (:data:`SCHEDULES`).
         learning_rate: Peak of a linear schedule (AdamW); ``None``: likewise.
-        batch_size: Records per step and device; each is three rows.
+        batch_size: Records per step and device, each of three rows; ``None``: likewise.
         mini_batch_size: Use the GradCache loss with so many texts at a time; for batches larger than memory.
         scale: Inverse temperature.
         sampled_instructions: Candidates of the I term drawn from other records, beside the poisoned twin. ``None``: see
@@ -180,9 +196,13 @@ def train(
     lora_r = (ADAPTER_LORA_R if adapter else 0) if lora_r is None else lora_r
     if update not in ("both", "queries"):
         raise ValueError(f"unknown update {update!r}; there are both and queries")
-    schedule = SCHEDULES["lora" if lora_r else update]
+    if encoders is None and update == "both":
+        own = instructions and not lora_r and interaction in (None, "concatenation")
+        encoders = "instructed" if own else "shared"
+    schedule = SCHEDULES["lora" if lora_r else "instructed" if encoders == "instructed" else update]
     epochs = schedule["epochs"] if epochs is None else epochs
     learning_rate = schedule["learning_rate"] if learning_rate is None else learning_rate
+    batch_size = int(schedule["batch_size"]) if batch_size is None else batch_size
     plain_weight = 0.0 if adapter else plain_weight
     bf16 = has_fast_bfloat16() if bf16 is None else bf16
     settings = {name: value for name, value in locals().items() if name in inspect.signature(train).parameters}
@@ -218,11 +238,13 @@ def train(
         model = instructed_tower(model, lora=lora_r > 0)
     elif vectors is not None:
         model = _into_space(model, vectors.shape[1])
-    elif not share_encoder:
+    elif encoders == "separate":
         model = two_towers(model)
+    elif encoders == "instructed" and _is_single(model):
+        model = instructed_tower(model).requires_grad_(True)
     model.model_card_data.generate_widget_examples = False
     own_dropout = _replace_dropout(model, dropout, seed)
-    for encoder in encoders_of(model, trained=True):
+    for encoder in encoders_of(model, trained=adapter):
         if lora_r:
             add_lora(encoder, lora_r)
         elif frozen_layers:
@@ -241,6 +263,7 @@ def train(
     if evaluator is not None:
         when |= {"eval_strategy": "steps", "eval_steps": when["save_steps"], "load_best_model_at_end": True}
         when |= {"metric_for_best_model": "eval_validation_p_mrr", "greater_is_better": True}
+    has_base = isinstance(model[0], InstructionRouter) and "base" in model[0].sub_modules
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=epochs,
@@ -257,6 +280,8 @@ def train(
         disable_tqdm=not show_progress,
         dataloader_pin_memory=torch.cuda.is_available(),
         prompts=_prompts(model),
+        learning_rate_mapping={_OF_BASE: PASSAGE_RATE * learning_rate} if has_base and not adapter else {},
+        ddp_static_graph=isinstance(model[0], InstructionRouter),  # each of a step's passes leaves one of the encoders out
         **when,
     )
     options: dict[str, Any] = {
@@ -300,7 +325,7 @@ def train(
         )
     if trainer.is_world_process_zero():
         model.eval()
-        if merge_base or not share_encoder:
+        if merge_base or encoders in ("instructed", "separate"):
             for encoder in encoders_of(model):
                 merge_lora(encoder)
         recipe = {**fingerprint, "license": licence, "data_on_hub": is_on_hub(data)}
@@ -388,6 +413,11 @@ def _describe(model: SentenceTransformer) -> str:
     return f"Base: {'; '.join(parts)}"
 
 
+def _is_single(model: SentenceTransformer) -> bool:
+    """Whether a model has one encoder, in which instruction and query are one string."""
+    return not any(isinstance(module, (InstructionRouter, InstructionQueryAttention)) for module in model)
+
+
 def _into_space(model: SentenceTransformer, dimension: int) -> SentenceTransformer:
     """The model with a linear layer to another dimension after it, where its own is another."""
     size = int(model.get_embedding_dimension() or 0)
@@ -418,8 +448,12 @@ def _freeze(transformer: InstructionTransformer, count: int) -> None:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    if settings["update"] == "queries" and not settings["share_encoder"]:
-        raise ValueError("with update='queries' there are two encoders already: leave share_encoder out")
+    if settings["encoders"] not in (None, *ENCODERS):
+        raise ValueError(f"unknown encoders {settings['encoders']!r}; there are {', '.join(ENCODERS)}")
+    if settings["update"] == "queries" and settings["encoders"] is not None:
+        raise ValueError("with update='queries' it is said already what is encoded by what: leave encoders out")
+    if settings["encoders"] == "instructed" and not settings["instructions"]:
+        raise ValueError("without instructions nothing would train their encoder: leave encoders out")
     if settings["update"] == "both" and settings["passage_embeddings"] is not None:
         raise ValueError("passage_embeddings are of passages that stay as they are: use them with update='queries'")
     if settings["update"] == "queries" and settings["passage_embeddings"] is None and not settings["instructions"]:

@@ -358,7 +358,8 @@ def test_the_command_line_searches_an_existing_index(base, lora, tmp_path, plain
 def test_settings_that_contradict_each_other_are_refused(corpus, tmp_path):
     for options, message in [
         ({"update": "passages"}, "unknown update 'passages'"),
-        ({"update": "queries", "share_encoder": False}, "leave share_encoder out"),
+        ({"update": "queries", "encoders": "separate"}, "leave encoders out"),
+        ({"encoders": "two"}, "there are shared, instructed, separate"),
         ({"passage_embeddings": "v.npy"}, "use them with update='queries'"),
         ({"lora_r": -1}, "lora_r must not be negative"),
         ({"lora_r": 4, "base_weight": 0.2}, "base_weight"),

@@ -102,7 +102,12 @@ def test_a_backbone_trains_saves_loads_encodes_and_is_measured(
     backbone, interaction, lora_r, towers, objective, data, tmp_path
 ):
     options = {"interaction": interaction, "frozen_layers": 0, "batch_size": 4, "epochs": 1, "show_progress": False}
-    options |= {"lora_r": lora_r, "share_encoder": towers == 1, "learning_rate": 1e-3, "objective": objective}
+    options |= {
+        "lora_r": lora_r,
+        "encoders": "shared" if towers == 1 else "separate",
+        "learning_rate": 1e-3,
+        "objective": objective,
+    }
     trained = train(data, backbone, tmp_path / "model", **options).eval()
     before = load_instruction_model(backbone, interaction=interaction).eval()
     loaded = load_instruction_model(tmp_path / "model").eval()

@@ -99,7 +99,7 @@ def test_the_pushed_card_parses_and_its_snippet_runs(hub, trained, tmp_path):
     assert f"| MiniInstructionRetrieval | p-MRR | {instructed:.1f} | 0.0 |" in found["text"]
     assert f"| p-MRR | {scores['p_mrr']:.1f} |" in found["text"]
     assert str(trained.parent) not in found["text"]
-    assert "model.safetensors" in found["files"]
+    assert {"base_0_Transformer/model.safetensors", "instructed_0_Transformer/model.safetensors"} <= {*found["files"]}
     assert not {"recipe.json", "results.json"} & {*found["files"]}
     assert found["branch"] == found["files"]
 
@@ -205,7 +205,7 @@ def test_no_token_or_key_reaches_a_log_an_exception_or_a_file(hub, trained, tmp_
 
 
 def test_attention_adapters_and_towers_come_back_from_the_hub(hub, trained, tmp_path):
-    options = {"gated": ["--interaction", "gated"], "adapter": ["--update", "queries"], "towers": ["--separate-encoders"]}
+    options = {"gated": ["--interaction", "gated"], "adapter": ["--update", "queries"], "towers": ["--encoders", "separate"]}
     train = ["inf-embed", "train", "--data", trained.parent / "data", "--batch-size", 4, "--epochs", 1]
     done, printed = hub.commands(
         tmp_path / "hf",

@@ -6,16 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from sentence_transformers import InputExample, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    InputExample,
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from torch.utils.data import DataLoader
 
 from sentence_transformers_inf import load_instruction_model, load_records, training, training_dataset
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
+from sentence_transformers_inf.modules import InstructionTransformer, encoder_of, encoders_of
 from sentence_transformers_inf.training import HiddenDropout, bundled_base, train
 
 # Small enough for a test, with dropout and best-checkpoint selection so that both must survive a resume.
@@ -43,8 +50,12 @@ def weights(folder):
     Softmax takes no notice of a bias of the keys, so its gradient is rounding noise, which Adam scales up to the size of a
     step: it differs between two runs that are otherwise the same.
     """
-    loaded = load_file(folder / "model.safetensors")
-    return {name: value for name, value in loaded.items() if not name.endswith("attention.self.key.bias")}
+    return {
+        f"{path.parent.relative_to(folder)}/{name}": value
+        for path in sorted(folder.rglob("model.safetensors"))
+        for name, value in load_file(path).items()
+        if not name.endswith("attention.self.key.bias")
+    }
 
 
 def test_one_evaluation_is_one_at_the_end(corpus, tmp_path):
@@ -53,10 +64,37 @@ def test_one_evaluation_is_one_at_the_end(corpus, tmp_path):
     assert [line.split(",")[1] for line in log.splitlines()] == ["steps", "6"]
 
 
+def test_instructed_queries_have_an_encoder_of_their_own_which_loads_anywhere(uninterrupted, base):
+    model, plain = load_instruction_model(uninterrupted), SentenceTransformer(str(uninterrupted))
+    instructed, other = encoders_of(model)
+    assert encoder_of(model)[0] is instructed
+    name = "encoder.layer.5.output.dense.weight"
+    before = SentenceTransformer(base)[0].model.get_parameter(name)
+    learned = [encoder.model.get_parameter(name) for encoder in (instructed, other)]
+    assert not torch.equal(*learned)
+    assert not any(torch.equal(weight, before) for weight in learned)
+    pair = {"instruction": "For a ten-year-old.", "query": "why is the sky blue"}
+    told = model.encode([pair])
+    assert np.array_equal(told, plain.encode(["why is the sky blue [SEP] For a ten-year-old."], task="instructed"))
+    assert not np.allclose(told, model.encode(["why is the sky blue [SEP] For a ten-year-old."]), atol=1e-4)
+    for texts in (["why is the sky blue"], ["Air scatters blue light."]):
+        assert np.array_equal(model.encode_query(texts), plain.encode_query(texts))
+        assert np.array_equal(model.encode_document(texts), plain.encode_query(texts))
+
+
+def test_what_has_no_instructions_has_one_encoder(corpus, tmp_path):
+    settings = {**RECIPE, "max_records": 2, "evaluations": 1}
+    assert isinstance(train(corpus, output=tmp_path / "bare", instructions=False, **settings)[0], InstructionTransformer)
+    assert isinstance(train(corpus, output=tmp_path / "shared", encoders="shared", **settings)[0], InstructionTransformer)
+    with pytest.raises(ValueError, match="without instructions nothing would train their encoder"):
+        train(corpus, output=tmp_path / "refused", instructions=False, encoders="instructed")
+
+
 def test_a_base_that_takes_instructions_already_keeps_its_template(base, corpus, tmp_path):
     load_instruction_model(base, template="{instruction}: {query}").save_pretrained(str(tmp_path / "base"))
     trained = train(corpus, tmp_path / "base", tmp_path / "model", **{**RECIPE, "max_records": 2, "evaluations": 1})
-    assert trained[0].template == "{instruction}: {query}"
+    assert [encoder.template for encoder in encoders_of(trained)] == 2 * ["{instruction}: {query}"]
+    assert encoder_of(trained)[0].template == "{instruction}: {query}"
 
 
 @pytest.mark.parametrize("update", ["both", "queries"])
@@ -211,18 +249,21 @@ def test_the_precision_is_said_and_noted(corpus, tmp_path):
 def test_base_weight_mixes_the_weights(corpus, uninterrupted, tmp_path):
     train(corpus, output=tmp_path / "half", base_weight=0.5, **RECIPE)
     trained, half, base = weights(uninterrupted), weights(tmp_path / "half"), weights(Path(bundled_base()))
-    name = "encoder.layer.3.output.dense.weight"
-    assert torch.allclose(half[name], (trained[name] + base[name]) / 2, atol=1e-5)
-    assert not torch.allclose(trained[name], base[name], atol=1e-5)
+    for encoder in ("instructed_0_Transformer", "base_0_Transformer"):
+        name = "encoder.layer.3.output.dense.weight"
+        before, name = base[f"./{name}"], f"{encoder}/{name}"
+        assert torch.allclose(half[name], (trained[name] + before) / 2, atol=1e-5)
+        assert not torch.allclose(trained[name], before, atol=1e-5)
 
 
 def test_frozen_layers_stay_those_of_the_base(corpus, tmp_path):
     model = train(corpus, output=tmp_path / "model", frozen_layers=2, **RECIPE)
     trained, base = weights(tmp_path / "model"), weights(Path(bundled_base()))
-    same = {name for name in trained if torch.equal(trained[name], base[name])}
-    assert "embeddings.word_embeddings.weight" in same
-    for layer in range(6):
-        assert (f"encoder.layer.{layer}.output.dense.weight" in same) == (layer < 2)
+    same = {name for name in trained if torch.equal(trained[name], base[f"./{name.partition('/')[2]}"])}
+    for encoder in ("instructed_0_Transformer", "base_0_Transformer"):
+        assert f"{encoder}/embeddings.word_embeddings.weight" in same
+        for layer in range(6):
+            assert (f"{encoder}/encoder.layer.{layer}.output.dense.weight" in same) == (layer < 2)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -232,15 +232,17 @@ class InstructionContrastiveLoss(nn.Module):
         known = {row: index for index, row in enumerate(rows)}
         plain = [("", query) for query, _ in drawn_positive]
         extra = list(dict.fromkeys(c for c in [*(c for cs in candidates for c in cs), *plain] if c not in known))
+        extra.sort(key=lambda pair: not pair[0].strip())  # instructed queries, then bare ones: of another encoder, maybe
         texts = len(records) * len(columns)
         known |= {pair: texts + index for index, pair in enumerate(extra)}
 
-        if extra:
-            first = columns[0]
-            shared = {key: first[key] for key in ("task",) if key in first}
-            inputs = [{"instruction": instruction, "query": query} for instruction, query in extra]
-            features = self.preprocess(inputs, prompt=first.get("prompt"), **shared)
-            columns = [*columns, {**features, **shared}]
+        first = columns[0]
+        task = {key: first[key] for key in ("task",) if key in first}
+        for bare in (False, True):
+            pairs = [pair for pair in extra if bare == (not pair[0].strip())]
+            if pairs:
+                inputs = [{"instruction": instruction, "query": query} for instruction, query in pairs]
+                columns = [*columns, {**task, **self.preprocess(inputs, prompt=first.get("prompt"), **task)}]
         features_by_group, position, keys = self._distinct(columns, k, len(records))
 
         width = 1 + max((len(cs) for cs in candidates), default=0)
