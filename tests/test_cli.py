@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sentence_transformers_inf import cli, load_instruction_model, load_records
 from sentence_transformers_inf.evaluation import METRICS, Result
+from sentence_transformers_inf.modules import encoder_of
 
 GOOD = {
     "query_positive": "q1",
@@ -137,7 +138,7 @@ def test_train_evaluate_and_search_from_the_command_line(run, tmp_path):
     code, out, _ = run("train", "--data", tmp_path, "--output", model, "--epochs", 1, "--batch-size", 4)
     assert code == 0
     assert str(model) in out
-    assert load_instruction_model(model)[0].template == "{query} [SEP] {instruction}"
+    assert encoder_of(load_instruction_model(model))[0].template == "{query} [SEP] {instruction}"
     code, out, _ = run("evaluate", model, "--data", tmp_path)
     assert code == 0
     assert "(test), 4 records" in out

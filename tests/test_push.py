@@ -63,7 +63,7 @@ def test_a_pushed_model_loads_where_this_package_is_not(hub, trained, tmp_path):
     script = WITHOUT_PACKAGE + (
         "import numpy as np\nfrom sentence_transformers import SentenceTransformer\n"
         f"model = SentenceTransformer({REPO!r})\n"
-        f"np.save('joined.npy', model.encode({joined!r}))\n"
+        f"np.save('joined.npy', model.encode({joined!r}, task='instructed'))\n"
     )
     done = hub.run(tmp_path / "hf", "-c", script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
