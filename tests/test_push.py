@@ -99,6 +99,8 @@ def test_the_pushed_card_parses_and_its_snippet_runs(hub, trained, tmp_path):
     assert f"| MiniInstructionRetrieval | p-MRR | {instructed:.1f} | 0.0 |" in found["text"]
     assert f"| p-MRR | {scores['p_mrr']:.1f} |" in found["text"]
     assert str(trained.parent) not in found["text"]
+    assert "passages and queries without an instruction share the other" in found["text"]
+    assert "bit for bit" not in found["text"]
     assert {"base_0_Transformer/model.safetensors", "instructed_0_Transformer/model.safetensors"} <= {*found["files"]}
     assert not {"recipe.json", "results.json"} & {*found["files"]}
     assert found["branch"] == found["files"]
