@@ -66,8 +66,6 @@ from sentence_transformers_inf.records import (
 
 _CPUINFO = Path("/proc/cpuinfo")
 
-_OF_BASE = r"sub_modules\.base\."
-
 _NOT_OF_THE_RUN = ("output", "overwrite", "show_progress", "say")
 
 ADAPTER_LORA_R = 32
@@ -149,7 +147,7 @@ def train(
         encoders: ``"instructed"``: instructed queries have an encoder of their own, which begins as a copy of the one that
             passages and bare queries share and which learns at :data:`PASSAGE_RATE`; both are saved. ``"shared"``: one for
             all. ``"separate"``: queries and passages have one each (:func:`two_towers`). ``None``: ``"instructed"``, which
-            obeys better at the same cost (docs/recipe.md), or ``"shared"`` with LoRA, with attention and without
+            obeys better at about the same cost (docs/recipe.md), or ``"shared"`` with LoRA, with attention and without
             instructions. A base that has two encoders already, or attention, stays as it is.
         lora_r: Rank of a LoRA that is trained in the place of the encoder's weights; 0: the weights themselves. ``None``:
             :data:`ADAPTER_LORA_R` for ``update="queries"``, else 0.
@@ -263,7 +261,9 @@ def train(
     if evaluator is not None:
         when |= {"eval_strategy": "steps", "eval_steps": when["save_steps"], "load_best_model_at_end": True}
         when |= {"metric_for_best_model": "eval_validation_p_mrr", "greater_is_better": True}
-    has_base = isinstance(model[0], InstructionRouter) and "base" in model[0].sub_modules
+    rates = {}
+    if not adapter and isinstance(model[0], InstructionRouter) and "base" in model[0].sub_modules:
+        rates = {r"sub_modules\.base\.": PASSAGE_RATE * learning_rate}
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=epochs,
@@ -280,7 +280,7 @@ def train(
         disable_tqdm=not show_progress,
         dataloader_pin_memory=torch.cuda.is_available(),
         prompts=_prompts(model),
-        learning_rate_mapping={_OF_BASE: PASSAGE_RATE * learning_rate} if has_base and not adapter else {},
+        learning_rate_mapping=rates,
         ddp_static_graph=isinstance(model[0], InstructionRouter),  # each of a step's passes leaves one of the encoders out
         **when,
     )

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -232,17 +233,15 @@ class InstructionContrastiveLoss(nn.Module):
         known = {row: index for index, row in enumerate(rows)}
         plain = [("", query) for query, _ in drawn_positive]
         extra = list(dict.fromkeys(c for c in [*(c for cs in candidates for c in cs), *plain] if c not in known))
-        extra.sort(key=lambda pair: not pair[0].strip())  # instructed queries, then bare ones: of another encoder, maybe
+        extra.sort(key=_is_bare)
         texts = len(records) * len(columns)
         known |= {pair: texts + index for index, pair in enumerate(extra)}
 
         first = columns[0]
         task = {key: first[key] for key in ("task",) if key in first}
-        for bare in (False, True):
-            pairs = [pair for pair in extra if bare == (not pair[0].strip())]
-            if pairs:
-                inputs = [{"instruction": instruction, "query": query} for instruction, query in pairs]
-                columns = [*columns, {**task, **self.preprocess(inputs, prompt=first.get("prompt"), **task)}]
+        for _, pairs in itertools.groupby(extra, _is_bare):  # bare queries may have another encoder
+            inputs = [{"instruction": instruction, "query": query} for instruction, query in pairs]
+            columns = [*columns, {**task, **self.preprocess(inputs, prompt=first.get("prompt"), **task)}]
         features_by_group, position, keys = self._distinct(columns, k, len(records))
 
         width = 1 + max((len(cs) for cs in candidates), default=0)
@@ -623,6 +622,11 @@ def _merge(columns: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
             padded.append(F.pad(values.to(device), sides, value=fill[key]))
         merged[key] = torch.cat(padded)
     return merged | {key: columns[0][key] for key in ("modality", "task", "prompt_length") if key in columns[0]}
+
+
+def _is_bare(pair: tuple[str, str]) -> bool:
+    """Whether an (instruction, query) is a query without an instruction."""
+    return not pair[0].strip()
 
 
 def _chunks(features: dict[str, Any], max_tokens: int) -> Iterable[dict[str, Any]]:
