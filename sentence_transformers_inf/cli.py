@@ -191,9 +191,12 @@ def card(
                 from sentence_transformers_inf.benchmarks import read_results
             rows = [dataclasses.asdict(row) for row in read_results(str(model), path)]
         else:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            rows = report.get("rows", [report])
-            rows = [row for row in rows if Path(row["model"]).resolve() == model.resolve()]
+            try:
+                report = json.loads(path.read_text(encoding="utf-8"))
+                rows = report.get("rows", [report])
+                rows = [row for row in rows if Path(row["model"]).resolve() == model.resolve()]
+            except (ValueError, AttributeError, LookupError, TypeError) as error:
+                raise ValueError(f"{path}: this is not what evaluate --json wrote: write it again ({error!r})") from error
         if not rows:
             raise ValueError(f"{path}: there are no results of {model} here")
         add_results(model, [row for row in rows if "per_type" in row], [row for row in rows if "task" in row])

@@ -99,6 +99,8 @@ def test_search_marks_what_the_instruction_moved(run, base, tmp_path):
         (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"text": "a"}, {"text": " "})), "row 2, column 'text': the passage is empty"),
         (lambda t: ("search", "base", "--query", "q", "--corpus", t / "c.csv"), "c.csv: no such corpus file"),
         (lambda t: ("search", "base", "--query", " ", "--corpus", write(t / "c.txt", 1, 2)), "the query is empty"),
+        (lambda t: ("card", "base", "--results", write(t / "scores.json", {"p_mrr": 1.0})), "scores.json: this is not what evaluate --json wrote"),
+        (lambda t: ("card", "base", "--results", write(t / "scores.json", 1, 2)), "scores.json: this is not what evaluate --json wrote"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(run, base, tmp_path, make, message):
