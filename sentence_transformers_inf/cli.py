@@ -93,7 +93,7 @@ def train(
     ] = None,
     sampled_instructions: Annotated[
         Optional[int],
-        typer.Option(help="Candidate instructions drawn from other records; default: 1; with attention, all."),
+        typer.Option(help="Candidate instructions drawn from other records; default: by what is trained, 0 or 1, or all."),
     ] = None,
     plain_weight: Annotated[float, typer.Option(help="Weight of the bare queries, which keeps plain retrieval.")] = 0.75,
     anchor_weight: Annotated[

@@ -75,15 +75,16 @@ ENCODERS = ("shared", "instructed", "separate")
 """What may have an encoder of its own: nothing, instructed queries, or queries; see :func:`train`."""
 
 SCHEDULES = {
-    "instructed": {"epochs": 1.5, "learning_rate": 3e-4, "batch_size": 8},
+    "instructed": {"epochs": 2.0, "learning_rate": 3e-4, "batch_size": 8, "sampled_instructions": 0},
     "both": {"epochs": 1.6, "learning_rate": 2.5e-4, "batch_size": 16},
     "queries": {"epochs": 4.0, "learning_rate": 3e-4, "batch_size": 16},
     "lora": {"epochs": 4.0, "learning_rate": 2e-3, "batch_size": 16},
 }
-"""Epochs, peak learning rate and records a step by what is trained: both sides, instructed queries with an encoder of their
-own; both sides otherwise; a copy for queries; or a LoRA. See docs/recipe.md."""
+"""Epochs, peak learning rate, records a step and, where it is not the loss's own default, sampled candidates, by what is
+trained: both sides, instructed queries with an encoder of their own; both sides otherwise; a copy for queries; or a LoRA.
+See docs/recipe.md."""
 
-PASSAGE_RATE = 0.5
+PASSAGE_RATE = 0.4
 """Of the learning rate of instructed queries' own encoder: that of the other one, with ``encoders="instructed"``."""
 
 
@@ -161,8 +162,8 @@ def train(
         batch_size: Records per step and device, each of three rows; ``None``: likewise.
         mini_batch_size: Use the GradCache loss with so many texts at a time; for batches larger than memory.
         scale: Inverse temperature.
-        sampled_instructions: Candidates of the I term drawn from other records, beside the poisoned twin. ``None``: see
-            :class:`~sentence_transformers_inf.losses.InstructionContrastiveLoss`.
+        sampled_instructions: Candidates of the I term drawn from other records, beside the poisoned twin. ``None``:
+            likewise, else see :class:`~sentence_transformers_inf.losses.InstructionContrastiveLoss`.
         plain_weight: Weight of the bare queries' P term, which keeps plain retrieval intact; with an adapter there is
             nothing to keep, and it is not used.
         anchor_weight: Weight of the distance of passages and bare queries to where the base model puts them.
@@ -201,6 +202,9 @@ def train(
     epochs = schedule["epochs"] if epochs is None else epochs
     learning_rate = schedule["learning_rate"] if learning_rate is None else learning_rate
     batch_size = int(schedule["batch_size"]) if batch_size is None else batch_size
+    by_schedule = sampled_instructions is None and "sampled_instructions" in schedule
+    if by_schedule:
+        sampled_instructions = int(schedule["sampled_instructions"])
     plain_weight = 0.0 if adapter else plain_weight
     bf16 = has_fast_bfloat16() if bf16 is None else bf16
     settings = {name: value for name, value in locals().items() if name in inspect.signature(train).parameters}
@@ -240,6 +244,10 @@ def train(
         model = two_towers(model)
     elif encoders == "instructed" and _is_single(model):
         model = instructed_tower(model).requires_grad_(True)
+    elif encoders == "instructed" and not isinstance(model[0], InstructionRouter):  # a base with attention
+        fingerprint["encoders"] = "shared"
+        if by_schedule:
+            sampled_instructions = fingerprint["sampled_instructions"] = None
     model.model_card_data.generate_widget_examples = False
     own_dropout = _replace_dropout(model, dropout, seed)
     for encoder in encoders_of(model, trained=adapter):
