@@ -1,6 +1,7 @@
 """Instruction and query meet in cross-attention: the formula, the masks, and the whole way from training to loading."""
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -168,6 +169,12 @@ def test_training_keeps_the_attention(kind, base, tmp_path):
     if kind == "gated":
         assert float(loaded[1].gate.detach().abs().max()) > 0
     assert f"cross-attention (`{kind}`)" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    # Trained further, without a word on attention: one encoder still, and every instruction of the batch a candidate.
+    del options["interaction"]
+    further = train(tmp_path / "data", tmp_path / "model", tmp_path / "further", evaluations=1, **options)
+    assert further[1].kind == kind
+    recipe = json.loads((tmp_path / "further" / "recipe.json").read_text(encoding="utf-8"))
+    assert (recipe["encoders"], recipe["sampled_instructions"]) == ("shared", None)
 
 
 def test_what_cannot_attend_is_refused(base, plain):
