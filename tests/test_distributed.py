@@ -58,4 +58,4 @@ def test_torchrun_trains_as_one_process_does(base, few_records, tmp_path):
         for name in one:
             if not name.endswith("attention.self.key.bias"):  # its gradient is rounding noise
                 assert torch.allclose(one[name], two[name], rtol=0, atol=2e-5), name
-        assert any((one[name] - before[name]).abs().max() > 1e-4 for name in one if name in before)
+        assert any((one[name] - before[name]).abs().max() > 6e-5 for name in one if name in before)
