@@ -42,7 +42,7 @@ def test_torchrun_trains_as_one_process_does(base, few_records, tmp_path):
     script.write_text(
         "import sys, torch; torch.set_num_threads(1)\n"
         "from sentence_transformers_inf.training import train\n"
-        "train(sys.argv[1], sys.argv[2], sys.argv[3], batch_size=int(sys.argv[4]), epochs=3, dropout=0.0, warmup=0.0,\n"
+        "train(sys.argv[1], sys.argv[2], sys.argv[3], batch_size=int(sys.argv[4]), epochs=5, dropout=0.0, warmup=0.0,\n"
         "      learning_rate=1e-4, evaluations=1, bf16=False, show_progress=False)\n"
     )
     arguments = [str(script), str(tmp_path / "data"), base]
@@ -58,4 +58,4 @@ def test_torchrun_trains_as_one_process_does(base, few_records, tmp_path):
         for name in one:
             if not name.endswith("attention.self.key.bias"):  # its gradient is rounding noise
                 assert torch.allclose(one[name], two[name], rtol=0, atol=2e-5), name
-        assert any((one[name] - before[name]).abs().max() > 6e-5 for name in one if name in before)
+        assert any((one[name] - before[name]).abs().max() > 1e-4 for name in one if name in before)
