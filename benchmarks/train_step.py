@@ -9,7 +9,7 @@ all take their turn:
   also with the dropout that each trains with, and `multi_P_I` with what it adds;
 - each against the encoder alone on as many sequences and tokens in even batches: no padding, no loss, nothing to tokenise;
 - an adapter's step, LoRA or a copy, against that of the recipe that trains both sides;
-- the same step with the encoder compiled by `torch.compile`;
+- `uni_P` with the encoder compiled by `torch.compile` against without;
 - bfloat16 against float32 where the CPU has instructions for it (AMX, AVX512-BF16).
 """
 
@@ -93,12 +93,12 @@ def main() -> None:
         "multi_P_I, + 1 sampled, + plain rows": InstructionContrastiveLoss(model, sampled_instructions=1, plain_weight=0.75),
     }
     fullest = list(losses)[-1]
-    of_compiled = InstructionContrastiveLoss(compiled, "uni_P")
+    uni_compiled = InstructionContrastiveLoss(compiled, "uni_P")
     of_rankings: dict[str, list[float]] = {name: [] for name in losses}
     of_even: dict[str, list[float]] = {name: [] for name in ("uni_P", fullest)}
     of_both: dict[str, list[float]] = {name: [] for name in list(trained)[1:]}
-    dropped: list[float] = []
-    slower: list[float] = []
+    of_dropout: list[float] = []
+    of_compiling: list[float] = []
     faster: list[float] = []
     padded = real = naive = 0
     for step in range(options.steps + 1):
@@ -123,8 +123,8 @@ def main() -> None:
             of_rankings[name].append(seconds / reference)
             if name in of_even:
                 of_even[name].append(seconds / smooth)
-        dropped.append(timed(of(with_dropout[1], columns), ours) / timed(of(with_dropout[0], texts), dropping))
-        slower.append(timed(of(of_compiled, columns), compiled) / timed(of(losses["uni_P"], columns), model))
+        of_dropout.append(timed(of(with_dropout[1], columns), ours) / timed(of(with_dropout[0], texts), dropping))
+        of_compiling.append(timed(of(uni_compiled, columns), compiled) / timed(of(losses["uni_P"], columns), model))
         labels = torch.arange(3 * options.batch_size).view(-1, 3)
         spent = {
             name: timed(of(loss, columns, None) if name == "both" else of(loss, columns[:3], labels), loss.model)
@@ -145,7 +145,7 @@ def main() -> None:
         at_least("real / padded tokens", real / padded, 0.9),
         Row("the same with all texts padded to the longest", f"{real / naive:.2f}"),
         at_most("step time, uni_P / MultipleNegativesRankingLoss", median(of_rankings["uni_P"]), 0.75),
-        Row("step time, uni_P / MultipleNegativesRankingLoss, each with its dropout", f"{median(dropped[1:]):.2f}"),
+        Row("step time, uni_P / MultipleNegativesRankingLoss, each with its dropout", f"{median(of_dropout[1:]):.2f}"),
         *(
             Row(f"step time, {name} / MultipleNegativesRankingLoss", f"{median(of_rankings[name]):.2f}")
             for name in list(losses)[1:]
@@ -153,7 +153,7 @@ def main() -> None:
         *(at_most(f"step time, {name} / encoder on even batches", median(values), 1.15) for name, values in of_even.items()),
         at_most("step time, adapter with LoRA / both sides", median(of_both["LoRA"]), 0.5),
         at_most("step time, adapter with a copy / both sides", median(of_both["a copy"]), 0.5),
-        Row("step time, uni_P, torch.compile / without", f"{median(slower[1:]):.2f}"),
+        Row("step time, uni_P, torch.compile / without", f"{median(of_compiling[1:]):.2f}"),
         at_least("speed, bfloat16 / float32", median(faster[1:]), 1.4)
         if faster
         else Row("speed, bfloat16 / float32", "not on this CPU", "at least 1.4 with AMX"),
