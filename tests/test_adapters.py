@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from qdrant_client import QdrantClient, models
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -368,15 +369,21 @@ def test_settings_that_contradict_each_other_are_refused(corpus, tmp_path):
             train(corpus, output=tmp_path / "m", **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_fused_lora_is_peft_s_in_values_and_gradients(dtype):
-    """Alone, switched off, merged, with dropout, under autocast and without gradients; in bfloat16 up to its rounding."""
+def with_lora(**options):
+    """Two layers with a LoRA of PEFT's on each, its weights anything."""
     torch.manual_seed(0)
     stack = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 6))
-    config = LoraConfig(r=3, lora_alpha=6, target_modules=["0", "1"])
-    model = inject_adapter_in_model(config, stack).to(dtype)
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["0", "1"], **options)
+    model = inject_adapter_in_model(config, stack)
     for layer in model:
         torch.nn.init.normal_(layer.lora_B["default"].weight)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_fused_lora_is_peft_s_in_values_and_gradients(dtype):
+    """On, switched off, merged, under autocast and without gradients; in bfloat16 up to its rounding."""
+    model = with_lora().to(dtype)
     fused = copy.deepcopy(model)
     fuse_lora(fused)
     assert [type(layer) for layer in fused] == [FusedLinear, FusedLinear]
@@ -384,41 +391,67 @@ def test_the_fused_lora_is_peft_s_in_values_and_gradients(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(copy.deepcopy(model).float()(x.float()), copy.deepcopy(fused).float()(x.float()))
     states = {
-        "plain": lambda layer: None,
-        "off": lambda layer: layer.enable_adapters(False),
-        "on": lambda layer: layer.enable_adapters(True),
-        "dropout": lambda layer: layer.lora_dropout.update({"default": torch.nn.Dropout(0.5)}),
-        "none": lambda layer: layer.lora_dropout.update({"default": torch.nn.Identity()}),
-        "merged": lambda layer: layer.merge(),
+        "plain": lambda stack: None,
+        "off": lambda stack: [layer.enable_adapters(False) for layer in stack],
+        "on": lambda stack: [layer.enable_adapters(True) for layer in stack],
+        "merged": lambda stack: [stack.__setitem__(n, layer.merge() or layer) for n, layer in enumerate(stack)],
     }
     tolerance = {"rtol": 0, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 0.05, "atol": 0.1}
     seen = {}
     for state, change in states.items():
         gradients = []
         for each in (model, fused):
-            for layer in each:
-                change(layer)
-            torch.manual_seed(1)
+            change(each)
             learned = [x, *(p for p in each.parameters() if p.requires_grad)]
             value = each(x)
             gradients.append(torch.autograd.grad(value.square().sum(), learned, allow_unused=True))
             seen.setdefault(state, []).append(value)
         assert torch.allclose(*seen[state], **tolerance), state
-        for tokens in (x, x[:1, :2]) if state != "dropout" else ():  # the weights are summed for ten tokens, not for two
+        for tokens in (x, x[:1, :2]):  # the weights are summed for ten tokens, not for two
             before = [parameter.clone() for parameter in fused.parameters()]
             with torch.no_grad():
                 assert torch.allclose(model(tokens), fused(tokens), **tolerance), state
             assert all(torch.equal(*pair) for pair in zip(before, fused.parameters()))
         assert sum(gradient is not None for gradient in gradients[1]) == {"off": 1, "merged": 1}.get(state, 5)
-        for theirs, ours in zip(*gradients, strict=True):
+        for theirs, ours in zip(*gradients, strict=state != "merged"):  # merged, nothing of the LoRA is left
             assert (theirs is None) == (ours is None)
             if ours is not None:
                 assert torch.allclose(theirs, ours, rtol=tolerance["rtol"], atol=100 * tolerance["atol"]), state
     assert not torch.allclose(seen["plain"][1], seen["off"][1], atol=0.1)
+    assert {type(layer) for layer in fused} == {torch.nn.Linear}
+
+
+def test_a_fused_lora_keeps_the_names_of_peft_s_weights():
+    model, other = with_lora(), with_lora()
+    fuse_lora(other)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names == [name for name, parameter in other.named_parameters() if parameter.requires_grad]
+    torch.nn.init.normal_(model[0].lora_A["default"].weight)
+    for source, target in ((model, other), (other, with_lora())):
+        target.load_state_dict(source.state_dict(), strict=True)
+        assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
+    wrong = {name.replace("lora_A", "lora_C"): value for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"(?s)Missing.*0.lora_A.default.weight.*Unexpected.*0.lora_C.default.weight"):
+        other.load_state_dict(wrong)
+
+
+@pytest.mark.parametrize("how", ["dropout", "DoRA", "bias", "two adapters", "half", "off"])
+def test_a_lora_that_is_not_a_plain_one_stays_peft_s(how):
+    options = {"dropout": {"lora_dropout": 0.5}, "DoRA": {"use_dora": True}, "bias": {"lora_bias": True}}
+    model = with_lora(**options.get(how, {}))
+    if how == "two adapters":
+        inject_adapter_in_model(LoraConfig(target_modules=["0", "1"]), model, "other")
+    for layer in model:
+        if how == "half":
+            layer.base_layer.bfloat16()
+        elif how == "off":
+            layer.enable_adapters(False)
+    fuse_lora(model)
+    assert [type(layer) for layer in model] == [LoraLinear, LoraLinear]
 
 
 def test_every_lora_that_is_made_or_loaded_is_fused(lora, base):
-    encoder = encoder_of(load_instruction_model(lora))[0]
-    assert {type(module) for module in encoder.modules() if isinstance(module, LoraLinear)} == {FusedLinear}
-    add_lora(plain := load_instruction_model(base)[0], 2)
-    assert {type(module) for module in plain.modules() if isinstance(module, LoraLinear)} == {FusedLinear}
+    for encoder in (encoder_of(load_instruction_model(lora))[0], load_instruction_model(base)[0]):
+        if not encoder.model._hf_peft_config_loaded:
+            add_lora(encoder, 2)
+        assert {type(module) for module in encoder.modules() if isinstance(module, BaseTunerLayer)} == {FusedLinear}

@@ -239,10 +239,14 @@ def merge_lora(transformer: InstructionTransformer) -> None:
         return
     from peft.tuners.lora import LoraLayer
 
+    from sentence_transformers_inf.modules.lora import FusedLinear
+
     transformer.model = encoder = copy.deepcopy(transformer.model)
     for parent in list(encoder.modules()):
         for name, module in list(parent.named_children()):
-            if isinstance(module, LoraLayer):
+            if isinstance(module, FusedLinear):
+                setattr(parent, name, module.merge())
+            elif isinstance(module, LoraLayer):
                 module.merge()
                 setattr(parent, name, module.get_base_layer())
     encoder._hf_peft_config_loaded = False
