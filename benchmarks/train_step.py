@@ -65,7 +65,7 @@ def recipes() -> dict[str, InstructionContrastiveLoss]:
     for encoder in [*encoders_of(both), *encoders_of(copied, trained=True)]:
         _freeze(encoder, 2)
     return {
-        "both": InstructionContrastiveLoss(both, plain_weight=0.75),
+        "both": InstructionContrastiveLoss(both, sampled_instructions=0, plain_weight=0.75),
         "LoRA": InstructionContrastiveLoss(lora, passage_embeddings=vectors),
         "a copy": InstructionContrastiveLoss(copied, passage_embeddings=vectors),
     }
