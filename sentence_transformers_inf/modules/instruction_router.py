@@ -237,16 +237,12 @@ def merge_lora(transformer: InstructionTransformer) -> None:
     """
     if not has_lora(transformer):
         return
-    from peft.tuners.lora import LoraLayer
-
-    from sentence_transformers_inf.modules.lora import FusedLinear
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     transformer.model = encoder = copy.deepcopy(transformer.model)
     for parent in list(encoder.modules()):
         for name, module in list(parent.named_children()):
-            if isinstance(module, FusedLinear):
-                setattr(parent, name, module.merge())
-            elif isinstance(module, LoraLayer):
+            if isinstance(module, BaseTunerLayer):
                 module.merge()
                 setattr(parent, name, module.get_base_layer())
     encoder._hf_peft_config_loaded = False

@@ -1,4 +1,4 @@
-"""A LoRA that costs next to nothing for one short query: PEFT's layers as single modules, with fewer passes over memory."""
+"""A LoRA that costs less where texts are short: PEFT's layers with fewer modules and fewer passes over memory."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class FusedLinear(nn.Module, BaseTunerLayer):
         result.view(-1, result.shape[-1]).addmm_(update.view(-1, update.shape[-1]), up.T, alpha=self.scaling)
         return result
 
-    def merge(self) -> nn.Linear:
-        """The layer below, with the weights W + s·B·A from now on."""
+    def merge(self) -> None:
+        """Give the layer below the weights W + s·B·A, and leave all to it from now on."""
         self.base_layer.weight.data = self._summed().detach()
-        return self.base_layer
+        self._disable_adapters = True
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the LoRA on or off, as PEFT's layers do."""
