@@ -317,6 +317,7 @@ def train(
     trainer.train(resume_from_checkpoint=resumed_from)
     minutes = (time.monotonic() - started) / 60
 
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would encode under autocast from now on
     for parent, name, module in own_dropout:
         setattr(parent, name, module)
     if gradient_checkpointing:

@@ -242,6 +242,9 @@ def test_the_precision_is_said_and_noted(corpus, tmp_path):
     assert ("bfloat16" in said[0], "float32" in said[0]) == (fast, not fast)
     assert "bfloat16 on" in said[1]
     assert all(parameter.dtype == torch.float32 for parameter in models[True].parameters())
+    told = [{"instruction": "For young children.", "query": "why is the sky blue"}, "a passage"]
+    saved = load_instruction_model(tmp_path / "True")
+    assert np.array_equal(models[True].encode(told), saved.encode(told))  # no autocast is left behind
     first, second = weights(tmp_path / "None"), weights(tmp_path / "True")
     assert fast or any(not torch.equal(first[name], second[name]) for name in first)
 
