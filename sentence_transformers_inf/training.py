@@ -418,7 +418,8 @@ def _describe(model: SentenceTransformer) -> str:
         parts.append(f"padding on the {encoder.tokenizer.padding_side}")
     parts += [f"prompt {prompt!r} before a {name}" for name, prompt in model.prompts.items() if prompt]
     if has_lora(encoder):
-        parts.append(f"LoRA on {', '.join(sorted(encoder.model.peft_config['default'].target_modules))}")
+        paths = encoder.model.peft_config["default"].target_modules
+        parts.append(f"LoRA on {', '.join(sorted({'.'.join(path.split('.')[-2:]) for path in paths}))}")
     return f"Base: {'; '.join(parts)}"
 
 

@@ -26,7 +26,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from sentence_transformers_inf import load_instruction_model, load_records
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
-from sentence_transformers_inf.modules import add_lora, attach_adapter, detach_adapter, encoder_of
+from sentence_transformers_inf.modules import add_lora, attach_adapter, detach_adapter, encoder_of, encoders_of
 from sentence_transformers_inf.modules.lora import FusedLinear, fuse_lora
 from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, training_dataset
@@ -200,6 +200,28 @@ def test_another_base_is_refused(base, lora, tmp_path):
         attach_adapter(other, base)
     with pytest.raises(ValueError, match="is no adapter"):
         load_instruction_model(base, base=base)
+
+
+def test_encoding_finds_a_module_that_was_left_in_training(lora):
+    model = load_instruction_model(lora).eval()
+    expected = model.encode([TOLD, "a passage"])
+    for encoder in encoders_of(model):
+        dropout = next(module for module in encoder.model.modules() if isinstance(module, torch.nn.Dropout))
+        dropout.p = 0.9
+        dropout.train()
+        assert np.array_equal(model.encode([TOLD, "a passage"]), expected)
+        assert not dropout.training
+    assert all(module.training for module in model.train().modules())
+
+
+def test_what_a_loaded_lora_leaves_alone_is_the_base_s_own_module(lora):
+    told, base = (encoder.model for encoder in encoders_of(load_instruction_model(lora)))
+    own = set(told.modules()) - set(base.modules())
+    kinds = {type(module).__name__ for module in own}
+    assert kinds == {"BertModel", "BertEncoder", "ModuleList", "BertLayer", "BertIntermediate", "BertOutput", "FusedLinear"}
+    fused = [module for module in own if isinstance(module, FusedLinear)]
+    assert len(fused) == 2 * len(base.encoder.layer)
+    assert all(layer.base_layer in set(base.modules()) for layer in fused)
 
 
 def test_threads_do_not_disturb_each_other(lora, plain):

@@ -105,7 +105,7 @@ def test_a_backbone_trains_saves_loads_encodes_and_is_measured(
     options |= {
         "lora_r": lora_r,
         "encoders": "shared" if towers == 1 else "separate",
-        "learning_rate": 1e-3,
+        "learning_rate": 1e-2,
         "objective": objective,
     }
     trained = train(data, backbone, tmp_path / "model", **options).eval()
@@ -124,6 +124,20 @@ def test_a_backbone_trains_saves_loads_encodes_and_is_measured(
     assert all(math.isfinite(value) for value in means.values())
     if lora_r and towers == 1:
         assert (tmp_path / "model" / "adapter_model.safetensors").stat().st_size < 2**16
+
+
+def test_a_lora_sits_on_the_feed_forward_layers(backbone):
+    encoder = load_instruction_model(backbone)[0]
+    add_lora(encoder, 2)
+    layers = {name.rpartition(".lora_A")[0] for name, weight in encoder.model.named_parameters() if weight.requires_grad}
+    by_family = {
+        "bert": ("encoder.layer", ("intermediate.dense", "output.dense")),
+        "modernbert": ("layers", ("mlp.Wi", "mlp.Wo")),
+        "llama": ("layers", ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")),
+    }
+    kind = encoder.model.config.model_type
+    stack, names = by_family["llama" if kind == "qwen2" else kind]
+    assert layers - {""} == {f"{stack}.{number}.{name}" for number in range(2) for name in names}
 
 
 def test_a_merged_lora_is_the_model_with_it(backbone, data, tmp_path):
@@ -189,7 +203,7 @@ def test_training_sees_the_prompts_of_use(base, data, tmp_path, monkeypatch):
     inferred, _, precision = lines[0].rpartition("; ")
     assert inferred == (
         "Base: BertModel; mean pooling; padding on the right; prompt 'query: ' before a query; prompt 'passage: ' before a "
-        "document; LoRA on dense, key, query, value"
+        "document; LoRA on intermediate.dense, output.dense"
     )
     assert precision.split()[0] in ("float32", "bfloat16")
 

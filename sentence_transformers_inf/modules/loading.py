@@ -152,7 +152,7 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
     modules_file = str(load_file_path(str(adapter), "modules.json", **place))
     folders = [entry["path"] for entry in json.loads(Path(modules_file).read_text(encoding="utf-8"))]
     if settings["lora"]:
-        from sentence_transformers_inf.modules.lora import fuse_lora
+        from sentence_transformers_inf.modules.lora import fuse_lora, share_modules
 
         tower = nn.Sequential(*share_weights(list(base)))
         transformer: Any = tower[0]
@@ -160,6 +160,7 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
             weights = load_file_path(str(adapter), name, **place)
         transformer.model.load_adapter(str(Path(str(weights)).parent))
         fuse_lora(transformer.model)
+        share_modules(transformer.model, base[0].get_submodule("model"))
     else:
         tower = nn.Sequential(*SentenceTransformer(str(adapter), device=str(base.device), **place))
     _take_saved(tower, str(adapter), folders, place)

@@ -87,6 +87,24 @@ def fuse_lora(encoder: nn.Module) -> None:
                 setattr(parent, name, FusedLinear(module).train(module.training))
 
 
+def share_modules(encoder: nn.Module, base: nn.Module) -> None:
+    """Put the modules of ``base`` in the place of those of an encoder with LoRA that do the same, the layers below the LoRA
+    included: every call of ``encode`` walks over all modules, and what stands in both places is seen once.
+
+    Args:
+        encoder: Changed in place. Its structure is that of ``base``, and so are its weights, less the LoRA.
+        base: Stays as it is.
+    """
+    for name, module in list(encoder.named_children()):
+        same = getattr(base, name)
+        if isinstance(module, BaseTunerLayer):
+            module.base_layer = same
+        elif any(isinstance(layer, BaseTunerLayer) for layer in module.modules()):
+            share_modules(module, same)
+        else:
+            setattr(encoder, name, same)
+
+
 def _is_plain(layer: lora.Linear) -> bool:
     adapters = list(layer.lora_A)
     if adapters != layer.active_adapters or len(adapters) != 1 or layer.merged or layer.disable_adapters:
