@@ -1,17 +1,20 @@
 """How much of a GPU's matrix products a training step uses.
 
-    python benchmarks/gpu.py [--records 64] [--sequence 256] [--steps 10] [--json FILE]
+    python benchmarks/gpu.py [--records 32] [--sequence 256] [--steps 10] [--json FILE]
 
 BERT-base and ModernBERT-base shapes with random weights, every text `--sequence` tokens long, bfloat16 under autocast,
-`multi_P_I` with one sampled candidate, forward, backward and AdamW. Utilisation is the model's arithmetic (2 per weight and
-token forward, twice that backward, attention included) over the time, as a share of what a product of two 8,192² matrices
-reaches in the same run. With `--device cpu --layers 1 --records 2` it only shows that it runs.
+`multi_P_I` with one sampled candidate and the dropout of `train`, forward, backward and AdamW. Utilisation is the model's
+arithmetic (2 per weight and token forward, twice that backward, attention included) over the time, as a share of what a
+product of two 8,192² matrices reaches in the same run. With
+`--device cpu --layers 1 --records 2` it only shows that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -19,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -27,9 +29,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer, BertConfig, ModernBertConfig, PretrainedConfig
 
-from sentence_transformers_inf import load_instruction_model, load_records
+from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.training import bundled_base
+from sentence_transformers_inf.training import _replace_dropout, bundled_base
 
 
 def random_model(config: PretrainedConfig, sequence: int, device: str) -> SentenceTransformer:
@@ -37,18 +39,22 @@ def random_model(config: PretrainedConfig, sequence: int, device: str) -> Senten
     with tempfile.TemporaryDirectory() as folder:
         AutoModel.from_config(config).save_pretrained(folder)
         AutoTokenizer.from_pretrained(bundled_base()).save_pretrained(folder)
-        transformer = Transformer(folder, max_seq_length=sequence)
+        transformer = Transformer(folder, max_seq_length=2 * sequence)
     pooling = Pooling(transformer.get_embedding_dimension())
     return load_instruction_model(SentenceTransformer(modules=[transformer, pooling], device=device)).train()
 
 
-def batch(model: SentenceTransformer, records: int, start: int) -> list[dict[str, Any]]:
-    """Columns of records of which every text, with its instruction, is longer than the model reads."""
-    passages = load_records("mini", "train")["document"][:]
-    begins = [start + 7 * row for row in range(6 * records)]
-    texts = [" ".join(passages[(begin + shift) % len(passages)] for shift in range(5)) for begin in begins]
-    told = [{"instruction": text, "query": text.split(".")[0]} for text in texts[: 3 * records]]
-    given = [told[part::3] for part in range(3)] + [texts[3 * records + part :: 3] for part in range(3)]
+def batch(model: SentenceTransformer, records: int, sequence: int, seed: int) -> list[dict[str, Any]]:
+    """Columns of records of which every text, an instruction with its query too, has ``sequence`` tokens, no two alike."""
+    words = sorted(word for word in model.tokenizer.get_vocab() if len(word) > 4 and word.isascii() and word.isalpha())
+    generator = random.Random(seed)
+
+    def text(tokens: int) -> str:
+        return " ".join(generator.choices(words, k=tokens))
+
+    half = (sequence - 2) // 2  # [CLS] and [SEP]
+    told = [{"instruction": text(sequence - 2 - half), "query": text(half)} for _ in range(3 * records)]
+    given = [told[part::3] for part in range(3)] + [[text(sequence - 2) for _ in range(records)] for _ in range(3)]
     return [model.preprocess(column) for column in given]
 
 
@@ -64,30 +70,33 @@ def arithmetic_per_token(model: SentenceTransformer, sequence: int) -> float:
 
 
 def timed(run: Callable[[], object], device: str, times: int) -> float:
-    """Median seconds of a call, the first two left out."""
-    seconds = []
-    for turn in range(times + 2):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+    """Median seconds from the end of one call to that of the next, the first two left out. As in training, nothing makes
+    the host wait for the GPU between calls."""
+    ends: list[Any] = []
+    for _ in range(times + 3):
         run()
         if device == "cuda":
-            torch.cuda.synchronize()
-        if turn >= 2:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+            ends.append(torch.cuda.Event(enable_timing=True))
+            ends[-1].record()
+        else:
+            ends.append(time.perf_counter())
+    if device == "cuda":
+        torch.cuda.synchronize()
+        seconds = [start.elapsed_time(end) / 1000 for start, end in itertools.pairwise(ends)]
+    else:
+        seconds = [end - start for start, end in itertools.pairwise(ends)]
+    return statistics.median(seconds[2:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=64)
+    parser.add_argument("--records", type=int, default=32)
     parser.add_argument("--sequence", type=int, default=256)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--layers", type=int, help="fewer than the shapes have")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    datasets.disable_progress_bars()
     device = options.device
     name = torch.cuda.get_device_name() if device == "cuda" else device
 
@@ -104,12 +113,14 @@ def main() -> None:
     special = {"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102}
     shapes = {"BERT-base": BertConfig(**layers), "ModernBERT-base": ModernBertConfig(**special, **layers)}
     for shape, config in shapes.items():
+        print(shape, "...", flush=True)
         model = random_model(config, options.sequence, device)
+        _replace_dropout(model, 0.1, seed=0)
         loss = InstructionContrastiveLoss(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device == "cuda")
         batches = [
             [{key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in column.items()} for column in columns]
-            for columns in (batch(model, options.records, 11 * turn) for turn in range(4))
+            for columns in (batch(model, options.records, options.sequence, seed) for seed in range(4))
         ]
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -128,9 +139,9 @@ def main() -> None:
         memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
         report[shape] = {"seconds": seconds, "tokens": tokens, "share": share, "GiB": memory, **loss.last_step_stats}
         table.add_row(shape, f"{1000 * seconds:.0f}", f"{tokens / seconds:,.0f}", f"{memory:.1f}", f"{share:.2f}")
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
     Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
