@@ -3,6 +3,7 @@
 A scripted server answers every question after a fixed 200 ms. The same questions are put to it by
 
     bare     a loop over the same ``openai`` client, no ledger, no checks, no progress
+    least    the same with the cheapest call that the client has, as the builder makes it
     build    ``inf-ir build``: ledger, checks, progress, dataset and report
     tasks    the same with ``--executor local --workers 2``
     curator  bespokelabs-curator, in a virtual environment of its own (``--no-curator`` leaves it out)
@@ -119,8 +120,10 @@ def questions(pairs: Path, count: int) -> list[list[dict[str, str]]]:
     return found
 
 
-def bare(pairs: Path, url: str, count: int) -> None:
-    """A loop over the client, as one would write it in ten lines."""
+def bare(pairs: Path, url: str, count: int, least: bool) -> None:
+    """A loop over the client, as one would write it in ten lines; or with its cheapest call."""
+    import httpx2
+
     from dataset_builder import stages
     from dataset_builder.client import connect
 
@@ -133,15 +136,20 @@ def bare(pairs: Path, url: str, count: int) -> None:
 
             async def work() -> None:
                 for messages in left:
-                    completion = await client.chat.completions.create(
-                        model="gpt-4o-mini",
-                        messages=messages,
-                        temperature=0.0,
-                        seed=0,
-                        max_tokens=50,
-                        response_format={"type": "json_schema", "json_schema": form},
-                    )
-                    json.loads(completion.choices[0].message.content)
+                    body = {
+                        "model": "gpt-4o-mini",
+                        "messages": messages,
+                        "temperature": 0.0,
+                        "seed": 0,
+                        "max_tokens": 50,
+                        "response_format": {"type": "json_schema", "json_schema": form},
+                    }
+                    if least:
+                        response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+                        json.loads(json.loads(response.content)["choices"][0]["message"]["content"])
+                    else:
+                        completion = await client.chat.completions.create(**body)
+                        json.loads(completion.choices[0].message.content)
 
             await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
 
@@ -261,6 +269,7 @@ def measure(arguments: argparse.Namespace, folder: Path, urls: dict[str, str]) -
     write_pairs(pairs, records)
     runs = {
         "bare": child("bare", pairs, urls["slow"], records * RECORD_REQUESTS),
+        "least": child("least", pairs, urls["slow"], records * RECORD_REQUESTS),
         "build": child("build", pairs, urls["slow"], folder / "one"),
         "tasks": child("tasks", pairs, urls["slow"], folder / "two"),
     }
@@ -268,7 +277,7 @@ def measure(arguments: argparse.Namespace, folder: Path, urls: dict[str, str]) -
     ideal = runs["build"]["requests"] / CONCURRENCY * LATENCY
     rows = [
         ("requests", f"{runs['build']['requests']:.0f}", ""),
-        ("CPU per request, bare", f"{cpu['bare']:.2f} ms", ""),
+        ("CPU per request, bare; least", f"{cpu['bare']:.2f} ms; {cpu['least']:.2f} ms", ""),
         ("CPU per request, build", f"{cpu['build']:.2f} ms", ""),
         ("CPU per request, build / bare", f"{cpu['build'] / cpu['bare']:.2f}", "1.25"),
         ("wall, bare", f"{runs['bare']['wall']:.1f} s", ""),
@@ -290,9 +299,11 @@ def measure(arguments: argparse.Namespace, folder: Path, urls: dict[str, str]) -
         if isinstance(other, str):
             rows.append(("curator", other, ""))
         else:
-            one, two = (runs[label]["requests"] / runs[label]["wall"] for label in ("build", "tasks"))
+            one, two, least = (runs[label]["requests"] / runs[label]["wall"] for label in ("build", "tasks", "least"))
             theirs = other["requests"] / other["wall"]
-            rows.append(("requests per second: build, 2 tasks, curator", f"{one:.0f}, {two:.0f}, {theirs:.0f}", ""))
+            rates = f"{one:.0f}, {two:.0f}, {least:.0f}, {theirs:.0f}"
+            rows.append(("requests per second: build, 2 tasks, least, curator", rates, ""))
+            rows.append(("least / curator", f"{least / theirs:.2f}", ""))
             rows.append(("build / curator", f"{one / theirs:.2f}", ""))
             rows.append(("build with 2 tasks / curator", f"{two / theirs:.2f}", "at least 2"))
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
@@ -311,8 +322,8 @@ if __name__ == "__main__":
     kind = sys.argv[1] if len(sys.argv) > 1 else ""
     if kind == "serve":
         serve(Path(sys.argv[2]), float(sys.argv[3]))
-    elif kind == "bare":
-        bare(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    elif kind in ("bare", "least"):
+        bare(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), least=kind == "least")
     elif kind in ("build", "tasks"):
         build(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), executor=kind == "tasks")
     else:

@@ -5,8 +5,8 @@
 all-MiniLM-L6-v2 and the instructed queries of the bundled validation split, 32 at a time, unless said:
 
 - instructed queries against `SentenceTransformer.encode` of the joined strings;
-- instructed queries through an adapter, LoRA unmerged (also 100 of them one by one) or a copy, against the base model's
-  encoding of the joined strings;
+- instructed queries through an adapter, LoRA unmerged or a copy, against the base model's encoding of the joined strings,
+  also 100 of them one by one;
 - 1,000 queries under one instruction against the same without it, with attention (`gated`, which encodes the instruction
   once) and with concatenation;
 - 100 of them with attention, one by one: the instruction's tokens encoded anew each time against kept.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -26,7 +27,7 @@ from report import Row, at_most, report
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model, load_records
-from sentence_transformers_inf.modules import add_lora, encoders_of, instructed_tower
+from sentence_transformers_inf.modules import add_lora, encoders_of, instructed_tower, save_adapter
 from sentence_transformers_inf.training import ADAPTER_LORA_R, bundled_base
 
 
@@ -65,9 +66,12 @@ def main() -> None:
     base = SentenceTransformer(bundled_base())
     model = load_instruction_model(bundled_base()).eval()
     gated = load_instruction_model(bundled_base(), interaction="gated").eval()
-    lora = instructed_tower(load_instruction_model(bundled_base()), lora=True).eval()
+    lora = instructed_tower(load_instruction_model(bundled_base()), lora=True)
     for encoder in encoders_of(lora, trained=True):
         add_lora(encoder, ADAPTER_LORA_R)
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(lora, folder, bundled_base())
+        lora = load_instruction_model(folder)
     copied = instructed_tower(load_instruction_model(bundled_base())).eval()
 
     def encode(encoder: SentenceTransformer, texts: list) -> Callable[[], object]:
@@ -88,8 +92,9 @@ def main() -> None:
     cases = {
         "instructed / joined strings": (encode(model, pairs), encode(base, joined), 1.03),
         "adapter, LoRA unmerged / base": (encode(lora, pairs), encode(base, joined), 1.15),
-        "adapter, LoRA unmerged / base, one by one": (singly(lora, pairs), singly(base, joined), None),
+        "adapter, LoRA unmerged / base, one by one": (singly(lora, pairs), singly(base, joined), 1.15),
         "adapter, a copy / base": (encode(copied, pairs), encode(base, joined), None),
+        "adapter, a copy / base, one by one": (singly(copied, pairs), singly(base, joined), None),
         "1,000 queries, gated: 1 instruction / none": (encode(gated, told), encode(gated, queries), None),
         "1,000 queries, concatenation: 1 instruction / none": (encode(model, told), encode(model, queries), None),
         "one by one, gated: instruction anew / kept": (one_by_one(keep=False), one_by_one(keep=True), None),
