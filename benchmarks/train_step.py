@@ -32,7 +32,14 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import add_lora, encoders_of, instructed_tower
-from sentence_transformers_inf.training import ADAPTER_LORA_R, _freeze, _replace_dropout, bundled_base, has_fast_bfloat16
+from sentence_transformers_inf.training import (
+    ADAPTER_LORA_R,
+    _attend_in_float32,
+    _freeze,
+    _replace_dropout,
+    bundled_base,
+    has_fast_bfloat16,
+)
 
 
 def timed(run: Callable[[], torch.Tensor], model: SentenceTransformer) -> float:
@@ -134,8 +141,10 @@ def main() -> None:
             if step:
                 of_both[name].append(spent[name] / spent["both"])
         if has_fast_bfloat16():
+            _attend_in_float32(model)
             with torch.autocast(model.device.type, torch.bfloat16):
                 faster.append(seconds / timed(of(losses[fullest], columns), model))
+            model[0].model.set_attn_implementation("sdpa")
         stats = losses["uni_P"].last_step_stats
         padded, real = padded + stats["padded_tokens"], real + stats["real_tokens"]
         of_theirs += sum(column["input_ids"].numel() for column in texts)

@@ -28,7 +28,9 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import set_seed
+from transformers import AttentionInterface, AttentionMaskInterface, set_seed
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from sentence_transformers_inf.bundled import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator
@@ -126,7 +128,7 @@ def train(
     """Train an instruction-following embedding model and save it.
 
     The run writes a checkpoint at every evaluation. If it is interrupted, the same call goes on from the last complete
-    one and, on a CPU, ends with the same weights.
+    one and, in float32 on a CPU, ends with the same weights.
 
     Args:
         data: InF-IR records, as for :func:`~sentence_transformers_inf.load_records`; the split ``train`` is trained on,
@@ -250,6 +252,7 @@ def train(
             sampled_instructions = fingerprint["sampled_instructions"] = None
     model.model_card_data.generate_widget_examples = False
     own_dropout = _replace_dropout(model, dropout, seed)
+    attending = _attend_in_float32(model) if bf16 and model.device.type == "cpu" else []
     for encoder in encoders_of(model, trained=adapter):
         if lora_r:
             add_lora(encoder, lora_r)
@@ -320,6 +323,8 @@ def train(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would encode under autocast from now on
     for parent, name, module in own_dropout:
         setattr(parent, name, module)
+    for encoder in attending:
+        encoder.model.set_attn_implementation("sdpa")
     if gradient_checkpointing:
         for encoder in encoders_of(model):
             encoder.model.gradient_checkpointing_disable()
@@ -405,6 +410,32 @@ def _replace_dropout(
                 replaced.append((parent, name, module))
                 setattr(parent, name, HiddenDropout(rate, mask))
     return replaced
+
+
+def sdpa_in_float32(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' ``sdpa`` attention, in float32 under bfloat16 autocast: PyTorch's backward pass of it on a CPU takes
+    three times as long in bfloat16. Shapes are transformers': query, key and value batch×heads×tokens×d."""
+    with torch.autocast(query.device.type, enabled=False):
+        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+
+
+AttentionInterface.register("sdpa_in_float32", sdpa_in_float32)
+AttentionMaskInterface.register("sdpa_in_float32", sdpa_mask)
+
+
+def _attend_in_float32(model: SentenceTransformer) -> list[InstructionTransformer]:
+    """Let the encoders that have ``sdpa`` attention use :func:`sdpa_in_float32`; returns them."""
+    encoders = [encoder for encoder in encoders_of(model) if encoder.model.config._attn_implementation == "sdpa"]
+    for encoder in encoders:
+        encoder.model.set_attn_implementation("sdpa_in_float32")
+    return encoders
 
 
 def _describe(model: SentenceTransformer) -> str:

@@ -27,6 +27,7 @@ from sentence_transformers_inf.training import HiddenDropout, bundled_base, trai
 
 # Small enough for a test, with dropout and best-checkpoint selection so that both must survive a resume.
 RECIPE = {"batch_size": 2, "epochs": 2, "dropout": 0.1, "evaluations": 4, "show_progress": False, "learning_rate": 1e-4}
+RECIPE["bf16"] = False  # else the machine would choose, and bfloat16 rounds two runs that should be equal apart
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +246,31 @@ def test_the_precision_is_said_and_noted(corpus, tmp_path):
     told = [{"instruction": "For young children.", "query": "why is the sky blue"}, "a passage"]
     saved = load_instruction_model(tmp_path / "True")
     assert np.array_equal(models[True].encode(told), saved.encode(told))  # no autocast is left behind
+    assert {encoder.model.config._attn_implementation for encoder in encoders_of(models[True])} == {"sdpa"}
+    assert not any("sdpa_in" in path.read_text() for path in (tmp_path / "True").rglob("*.json"))
     first, second = weights(tmp_path / "None"), weights(tmp_path / "True")
     assert fast or any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_attention_keeps_float32_under_bfloat16(corpus, tmp_path, monkeypatch):
+    """And is used wherever a CPU trains in bfloat16; its values are those of the same bfloat16 inputs in float32."""
+    seen = set()
+    inside = torch.nn.functional.scaled_dot_product_attention
+
+    def look(query, key, value, *args, **kwargs):
+        seen.add((query.dtype, torch.is_grad_enabled()))
+        return inside(query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
+    train(corpus, output=tmp_path / "model", **{**RECIPE, "max_records": 3, "epochs": 1, "bf16": True})
+    assert (torch.float32, True) in seen
+    assert (torch.bfloat16, True) not in seen
+    query, key, value = (torch.randn(2, 3, 5, 4).bfloat16() for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = training.sdpa_in_float32(torch.nn.Module(), query, key, value, None)
+    exact = inside(query.float(), key.float(), value.float())
+    assert output.dtype == torch.float32
+    assert torch.allclose(output, exact.transpose(1, 2), atol=1e-6)
 
 
 def test_base_weight_mixes_the_weights(corpus, uninterrupted, tmp_path):
