@@ -267,7 +267,7 @@ def test_attention_keeps_float32_under_bfloat16(corpus, tmp_path, monkeypatch):
     assert (torch.bfloat16, True) not in seen
     query, key, value = (torch.randn(2, 3, 5, 4).bfloat16() for _ in range(3))
     with torch.autocast("cpu", torch.bfloat16):
-        output, _ = training.sdpa_in_float32(torch.nn.Module(), query, key, value, None)
+        output, _ = training.sdpa_in_float32(torch.nn.Module(), query, key, value, None, is_causal=False)
     exact = inside(query.float(), key.float(), value.float())
     assert output.dtype == torch.float32
     assert torch.allclose(output, exact.transpose(1, 2), atol=1e-6)
