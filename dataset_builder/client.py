@@ -225,9 +225,8 @@ def connect(base_url: str | None, timeout: float) -> openai.AsyncOpenAI:
         base_url=base_url or OPENAI_URL,
         max_retries=MAX_RETRIES,
         timeout=timeout,
-        http_client=openai.DefaultAioHttpClient(
-            timeout=timeout, limits=httpx2.Limits(max_connections=None, max_keepalive_connections=1000)
-        ),
+        # 0 is no limit: the run's own is on requests in flight, and None would be aiohttp's, 100.
+        http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=httpx2.Limits(max_connections=0)),
     )
 
 

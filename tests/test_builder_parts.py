@@ -1,5 +1,6 @@
 """The parts of the builder: sources, free checks, stages, prices, agreement, and a real language model over HTTP."""
 
+import asyncio
 import importlib.util
 import json
 import subprocess
@@ -7,17 +8,19 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from dataset_builder import stages
 from dataset_builder.agreement import agreement, cohen_kappa, read_labels
-from dataset_builder.client import Prices
+from dataset_builder.client import Prices, connect
 from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs
 from dataset_builder.sources import SourceError, read_pairs
 from sentence_transformers_inf import load_records
@@ -30,6 +33,38 @@ PAIRS = [{"id": f"p{n}", "query": f"query {n}", "passage": f"passage {n}"} for n
 def write_json_lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+# The client
+
+
+def test_as_many_requests_are_in_flight_as_the_run_allows():
+    """aiohttp's own limit is 100; this server answers nobody until 150 have asked."""
+
+    async def run():
+        asked, everyone = [], asyncio.Event()
+
+        async def answer(request):
+            asked.append(request)
+            if len(asked) == 150:
+                everyone.set()
+            await everyone.wait()
+            return web.json_response({})
+
+        app = web.Application()
+        app.router.add_post("/v1/answer", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=256)
+        await site.start()
+        port = site._server.sockets[0].getsockname()[1]
+        async with connect(f"http://127.0.0.1:{port}/v1", 60) as client:
+            requests = [client.post("/answer", cast_to=httpx2.Response, body={}) for _ in range(150)]
+            answers = await asyncio.wait_for(asyncio.gather(*requests), 30)
+        await runner.cleanup()
+        return answers
+
+    assert [response.status_code for response in asyncio.run(run())] == [200] * 150
 
 
 # Sources
