@@ -34,9 +34,9 @@ from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import add_lora, encoders_of, instructed_tower
 from sentence_transformers_inf.training import (
     ADAPTER_LORA_R,
-    _attend_in_float32,
     _freeze,
     _replace_dropout,
+    _use_attention_in_bfloat16,
     bundled_base,
     has_fast_bfloat16,
 )
@@ -141,7 +141,7 @@ def main() -> None:
             if step:
                 of_both[name].append(spent[name] / spent["both"])
         if has_fast_bfloat16():
-            _attend_in_float32(model)
+            _use_attention_in_bfloat16(model)
             with torch.autocast(model.device.type, torch.bfloat16):
                 faster.append(seconds / timed(of(losses[fullest], columns), model))
             model[0].model.set_attn_implementation("sdpa")

@@ -30,7 +30,7 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AttentionInterface, AttentionMaskInterface, set_seed
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask
 
 from sentence_transformers_inf.bundled import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator
@@ -88,6 +88,9 @@ See docs/recipe.md."""
 
 PASSAGE_RATE = 0.4
 """Of the learning rate of instructed queries' own encoder: that of the other one, with ``encoders="instructed"``."""
+
+PRODUCTS_UP_TO = 512
+"""Tokens of a text up to which :func:`attend_in_bfloat16` keeps all attention weights, 6 MiB a layer with 12 heads."""
 
 
 def train(
@@ -251,8 +254,9 @@ def train(
         if by_schedule:
             sampled_instructions = fingerprint["sampled_instructions"] = None
     model.model_card_data.generate_widget_examples = False
-    own_dropout = _replace_dropout(model, dropout, seed)
-    attending = _attend_in_float32(model) if bf16 and model.device.type == "cpu" else []
+    lower = bf16 and model.device.type == "cpu"
+    own_dropout = _replace_dropout(model, dropout, seed, torch.bfloat16 if lower else torch.float32)
+    attending = _use_attention_in_bfloat16(model) if lower else []
     for encoder in encoders_of(model, trained=adapter):
         if lora_r:
             add_lora(encoder, lora_r)
@@ -376,7 +380,7 @@ class HiddenDropout(torch.nn.Module):
 
     Args:
         rate: Probability of a zero; what is left is scaled by 1 / (1 - rate).
-        mask: A long mask, 0 or 1 / (1 - rate), shared by all modules.
+        mask: A long mask, 0 or 1 / (1 - rate), shared by all modules. In bfloat16, hidden states become bfloat16 too.
     """
 
     p = 0.0
@@ -394,15 +398,15 @@ class HiddenDropout(torch.nn.Module):
         if hidden_states.device.type != "cpu" or size >= len(self.mask):
             return torch.nn.functional.dropout(hidden_states, self.rate)
         start = int(torch.randint(len(self.mask) - size, (1,)))
-        return hidden_states * self.mask[start : start + size].view_as(hidden_states)
+        return hidden_states.to(self.mask.dtype) * self.mask[start : start + size].view_as(hidden_states)
 
 
 def _replace_dropout(
-    model: SentenceTransformer, rate: float, seed: int
+    model: SentenceTransformer, rate: float, seed: int, dtype: torch.dtype = torch.float32
 ) -> list[tuple[torch.nn.Module, str, torch.nn.Module]]:
     """Put :class:`HiddenDropout` in the place of every dropout; returns (parent, name, module) of what was there."""
     generator = torch.Generator().manual_seed(seed)
-    mask = (torch.rand(1 << 24 if rate else 1, generator=generator) >= rate).float() / (1 - rate)
+    mask = (torch.rand(1 << 24 if rate else 1, generator=generator) >= rate).to(dtype) / (1 - rate)
     replaced: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
@@ -412,29 +416,42 @@ def _replace_dropout(
     return replaced
 
 
-def sdpa_in_float32(
+def attend_in_bfloat16(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' ``sdpa`` attention, in float32 under bfloat16 autocast: PyTorch's backward pass of it on a CPU takes
-    three times as long in bfloat16. Shapes are transformers': query, key and value batch×heads×tokens×d."""
-    with torch.autocast(query.device.type, enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    """Attention for training under bfloat16 autocast on a CPU, where PyTorch's fused one takes longer than in float32.
+
+    Texts of at most :data:`PRODUCTS_UP_TO` tokens: the two products in bfloat16, the softmax between them in float32. Longer
+    ones, whose weights would fill the memory, and what has dropout, a position bias or shared keys: transformers' ``sdpa``
+    in float32. Shapes are transformers': query, key and value batch×heads×tokens×d; the mask is added to the scores.
+    """
+    mask = None if attention_mask is None else attention_mask.float()
+    special = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
+    if special or query.shape[1] != key.shape[1] or key.shape[2] > PRODUCTS_UP_TO:
+        with torch.autocast(query.device.type, enabled=False):
+            given = (query.float(), key.float(), value.float())
+            return sdpa_attention_forward(module, *given, mask, scaling=scaling, **kwargs)
+    scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register("sdpa_in_float32", sdpa_in_float32)
-AttentionMaskInterface.register("sdpa_in_float32", sdpa_mask)
+AttentionInterface.register("attend_in_bfloat16", attend_in_bfloat16)
+AttentionMaskInterface.register("attend_in_bfloat16", eager_mask)
 
 
-def _attend_in_float32(model: SentenceTransformer) -> list[InstructionTransformer]:
-    """Let the encoders that have ``sdpa`` attention use :func:`sdpa_in_float32`; returns them."""
+def _use_attention_in_bfloat16(model: SentenceTransformer) -> list[InstructionTransformer]:
+    """Let the encoders that have ``sdpa`` attention use :func:`attend_in_bfloat16`; returns them."""
     encoders = [encoder for encoder in encoders_of(model) if encoder.model.config._attn_implementation == "sdpa"]
     for encoder in encoders:
-        encoder.model.set_attn_implementation("sdpa_in_float32")
+        encoder.model.set_attn_implementation("attend_in_bfloat16")
     return encoders
 
 
