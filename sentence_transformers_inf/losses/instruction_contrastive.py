@@ -6,7 +6,8 @@ One step of either loss does this:
         record (the poisoned twin) always, and a few drawn from the rest of the batch. Tokenise the combinations of
         instruction and query that no row has yet.
     (2) encode: merge all texts of the step (instructed queries, passages, candidates, bare queries), drop duplicates,
-        sort by length, and encode each distinct text once, in chunks that carry almost no padding.
+        sort by length, and encode each distinct text once, in chunks that carry almost no padding; or one after the other
+        with no padding at all, where the model takes them so (flash attention).
     (3) score: gather the embeddings back into rows and apply
         :func:`~sentence_transformers_inf.losses.instruction_contrastive_loss`. What equals a row's positive in text is
         masked out of its denominators.
@@ -39,6 +40,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sentence_transformers_inf.losses.functional import instruction_contrastive_loss, objective_terms
 from sentence_transformers_inf.modules import InstructionQueryAttention, encoder_of
+from sentence_transformers_inf.modules.instruction_transformer import text_lengths
 
 _ANCHORS_KEPT = 200_000
 """Embeddings of the frozen base kept in memory; at 384 dimensions in float32, 300 MB."""
@@ -104,7 +106,8 @@ class InstructionContrastiveLoss(nn.Module):
             memory-mapped array stays where it is.
         max_tokens_per_chunk: Texts are encoded in chunks of at most so many tokens, padding included. Smaller chunks
             waste less on padding, larger ones fill a GPU. Changes neither the loss nor the gradients. ``None``: 1,024 on a
-            CPU, 16,384 elsewhere.
+            CPU, 16,384 elsewhere. Not used where the model flattens its inputs (Sentence Transformers' unpadding, which goes
+            with flash attention): then all texts of an encoder are one sequence without padding.
         seed: Seeds the draws of candidates and positives.
 
     Raises:
@@ -185,7 +188,8 @@ class InstructionContrastiveLoss(nn.Module):
             (copy.deepcopy(model).eval().requires_grad_(False),) if anchor_weight else ()
         )
         self._anchors: dict[int, Tensor] = {}
-        self._encoded_masks: list[Tensor] = []  # of the last step, one for each call of the encoder
+        self._encoded_lengths: list[Tensor] = []  # tokens of the texts of the last step, for each call of the encoder
+        self._flattens = False  # whether those calls had no padding
         self.gather_across_devices = gather_across_devices
         self.max_tokens_per_chunk = max_tokens_per_chunk
         self.seed = seed
@@ -194,7 +198,7 @@ class InstructionContrastiveLoss(nn.Module):
         """The loss of one batch of tokenised columns, a scalar."""
         batch = self._plan(list(sentence_features), labels)
         chunks = [chunk for group in batch.features for chunk in self._chunks(group)]
-        self._encoded_masks = [chunk["attention_mask"] for chunk in chunks]
+        self._encoded_lengths = [text_lengths(chunk) for chunk in chunks]
         encoded = [self.model(chunk) for chunk in chunks]
         embeddings = torch.cat([features["sentence_embedding"] for features in encoded])
         return self._score(embeddings, batch, self._every_instruction(encoded, batch) if batch.every else None)
@@ -205,8 +209,7 @@ class InstructionContrastiveLoss(nn.Module):
             self.model.broadcast_buffers = False
         given = self.passage_embeddings is not None
         k = sum("query" in column for column in columns)
-        if any("cu_seq_lens_q" in column for column in columns):
-            raise ValueError("the model flattens its inputs (unpadding): set model[0].unpad_inputs = False for training")
+        self._flattens = "cu_seq_lens_q" in columns[0]
         if missing := [position for position, column in enumerate(columns[: max(k, 1)]) if "query" not in column]:
             raise ValueError(
                 f"column {missing[0]} holds no instructed queries: pass {{'instruction', 'query'}} dictionaries to a model "
@@ -242,6 +245,8 @@ class InstructionContrastiveLoss(nn.Module):
         for _, pairs in itertools.groupby(extra, _is_bare):  # bare queries may have another encoder
             inputs = [{"instruction": instruction, "query": query} for instruction, query in pairs]
             columns = [*columns, {**task, **self.preprocess(inputs, prompt=first.get("prompt"), **task)}]
+        if self._flattens:
+            columns = [_in_rows(column, self.tokenizer.padding_side) for column in columns]
         features_by_group, position, keys = self._distinct(columns, k, len(records))
 
         width = 1 + max((len(cs) for cs in candidates), default=0)
@@ -257,7 +262,7 @@ class InstructionContrastiveLoss(nn.Module):
         plain_query = position[torch.tensor([known[pair] for pair in plain], dtype=torch.long, device=device)]
         anchors = self._anchor(features_by_group, keys, torch.cat([passage, plain_query])) if self._base else None
         return _Batch(
-            features=features_by_group,
+            features=[_flattened(group) for group in features_by_group] if self._flattens else features_by_group,
             query=position[: len(rows)],
             passage=passage,
             negatives=negatives,
@@ -299,6 +304,8 @@ class InstructionContrastiveLoss(nn.Module):
         return features["sentence_embedding"].unflatten(0, shape)[every.query_of]
 
     def _chunks(self, group: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        if "cu_seq_lens_q" in group:
+            return [group]
         on_cpu = group["input_ids"].device.type == "cpu"
         return _chunks(group, self.max_tokens_per_chunk or (1_024 if on_cpu else 16_384))
 
@@ -512,12 +519,10 @@ class InstructionContrastiveLoss(nn.Module):
 
         ``sequences``: distinct texts; ``real_tokens`` in them; ``padded_tokens``: the same with the padding.
         """
-        lengths = [mask.sum(dim=1) for mask in self._encoded_masks]
-        return {
-            "sequences": sum(len(of_chunk) for of_chunk in lengths),
-            "real_tokens": sum(int(of_chunk.sum()) for of_chunk in lengths),
-            "padded_tokens": sum(len(of_chunk) * int(of_chunk.max()) for of_chunk in lengths),
-        }
+        lengths = self._encoded_lengths
+        real = sum(int(of_chunk.sum()) for of_chunk in lengths)
+        padded = real if self._flattens else sum(len(of_chunk) * int(of_chunk.max()) for of_chunk in lengths)
+        return {"sequences": sum(len(of_chunk) for of_chunk in lengths), "real_tokens": real, "padded_tokens": padded}
 
     @property
     def temperature(self) -> float:
@@ -561,8 +566,9 @@ class CachedInstructionContrastiveLoss(CachedLossMixin, InstructionContrastiveLo
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of one batch of tokenised columns, a scalar whose backward pass re-encodes the batch."""
         batch = self._plan(list(sentence_features), labels)
-        masks = [group["attention_mask"] for group in batch.features]
-        self._encoded_masks = [part for mask in masks for part in mask.split(self.mini_batch_size)]
+        self._encoded_lengths = [
+            part for group in batch.features for part in text_lengths(group).split(self.mini_batch_size)
+        ]
         # The mixin hands its second argument through to calculate_loss, wrappers like MatryoshkaLoss included.
         return self.forward_cached(batch.features, batch)  # type: ignore[arg-type]
 
@@ -611,6 +617,7 @@ def _merge(columns: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         "token_type_ids": tokenizer.pad_token_type_id,
         "attention_mask": 0,
         "instruction_mask": 0,
+        "position_ids": 0,
     }
     merged: dict[str, Any] = {}
     for key in [key for key in fill if any(key in column for column in columns)]:
@@ -622,6 +629,35 @@ def _merge(columns: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
             padded.append(F.pad(values.to(device), sides, value=fill[key]))
         merged[key] = torch.cat(padded)
     return merged | {key: columns[0][key] for key in ("modality", "task", "prompt_length") if key in columns[0]}
+
+
+def _in_rows(column: dict[str, Any], padding_side: str) -> dict[str, Any]:
+    """Flattened features (one row of all texts' tokens) as a padded row for each text."""
+    lengths = text_lengths(column).tolist()
+    ones = torch.ones_like(column["input_ids"])
+    rows = {
+        key: pad_sequence(list(tokens[0].split(lengths)), batch_first=True, padding_side=padding_side)
+        for key, tokens in (*((key, column[key]) for key in ("input_ids", "position_ids")), ("attention_mask", ones))
+    }
+    return rows | {key: column[key] for key in ("modality", "task", "prompt_length") if key in column}
+
+
+def _flattened(features: dict[str, Any]) -> dict[str, Any]:
+    """Padded rows as one row of all texts' tokens, with what flash attention must know of where each begins."""
+    features = dict(features)
+    tokens = features.pop("attention_mask").bool()
+    lengths = tokens.sum(dim=1)
+    begins = F.pad(lengths.cumsum(dim=0), (1, 0)).int()
+    longest = int(lengths.max())
+    return features | {
+        "input_ids": features["input_ids"][tokens][None],
+        "position_ids": features["position_ids"][tokens][None],
+        "seq_idx": torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)[None].int(),
+        "cu_seq_lens_q": begins,
+        "cu_seq_lens_k": begins,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def _is_bare(pair: tuple[str, str]) -> bool:

@@ -169,6 +169,9 @@ class InstructionTransformer(Transformer):
         shared = {key: value for key, value in string_features.items() if key in ("modality", "prompt_length")}
         return {**self._pad(rows), **shared}
 
+    def _should_flatten_inputs(self, *args: Any, **kwargs: Any) -> bool:
+        return not self.pack and super()._should_flatten_inputs(*args, **kwargs)
+
     def _preprocess_instructed(
         self, inputs: Sequence[Mapping[str, str | None]], prompt: str | None, **kwargs: Any
     ) -> dict[str, Any]:
@@ -218,9 +221,9 @@ class InstructionTransformer(Transformer):
     ) -> dict[str, Any]:
         texts = [self.join(item.get("instruction"), item["query"]) for item in inputs]  # type: ignore[arg-type]
         features = super().preprocess(texts, prompt=prompt, **kwargs)
-        if "attention_mask" in features and limit is not None:
+        if "input_ids" in features and limit is not None:
             # Only a row that fills the limit can have been truncated.
-            full = (features["attention_mask"].sum(dim=1) >= limit).nonzero().flatten().tolist()
+            full = (text_lengths(features) >= limit).nonzero().flatten().tolist()
             shortened = {row: self._shorten(inputs[row], prompt, limit) for row in full}
             if any(shortened[row] != texts[row] for row in full):
                 logger.warning_once(
@@ -385,8 +388,16 @@ def _check_instructed(position: int, item: Mapping[str, Any]) -> None:
         raise TypeError(f"input {position}: the instruction is of type {type(item['instruction']).__name__}, not str")
 
 
+def text_lengths(features: Mapping[str, Any]) -> Tensor:
+    """The number of tokens of each text (N) of tokenised features, padded or flattened."""
+    return features["cu_seq_lens_q"].diff() if "cu_seq_lens_q" in features else features["attention_mask"].sum(dim=1)
+
+
 def _unpadded_rows(features: Mapping[str, Any]) -> list[dict[str, list[int]]]:
     """The rows of tokenised features, as the lists that ``tokenizer.pad`` takes."""
+    if "cu_seq_lens_q" in features:
+        texts = [ids.tolist() for ids in features["input_ids"][0].split(text_lengths(features).tolist())]
+        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in texts]
     keys = [key for key in ("input_ids", "token_type_ids", "attention_mask", "instruction_mask") if key in features]
     masks = features["attention_mask"].bool()
     return [
