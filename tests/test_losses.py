@@ -12,6 +12,7 @@ from datasets import Dataset
 from hypothesis import given as with_any
 from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentence_transformers_inf import load_instruction_model, load_records, load_rows, training_dataset
 from sentence_transformers_inf.losses import (
@@ -340,6 +341,29 @@ def test_chunks_and_caching_change_neither_loss_nor_gradients(model, few_records
         other_value, other_gradient = loss_and_gradients(other, model, features)
         assert other_value == pytest.approx(value, abs=1e-9)
         assert torch.allclose(other_gradient, gradient, rtol=0, atol=1e-9)
+
+
+def test_a_step_under_autocast_casts_each_weight_once(model, few_records):
+    """Also where every call of the model has an autocast context of its own, as the trainer's have."""
+    weights = {weight.data_ptr() for weight in model.parameters()}
+    cast = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default and args[0].data_ptr() in weights:
+                cast.append(args[0].data_ptr())
+            return function(*args, **kwargs or {})
+
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    loss = InstructionContrastiveLoss(model, max_tokens_per_chunk=200)
+    with Noting():
+        value, gradient = loss_and_gradients(loss, model, columns(model, few_records))
+    assert len(loss._encoded_lengths) > 3
+    assert len(cast) == len(set(cast)) > 70  # of 103 weights those of linear layers
+    model.forward = type(model).forward.__get__(model)
+    exact, exact_gradient = loss_and_gradients(loss, model, columns(model, few_records))
+    assert value == pytest.approx(exact, rel=0.02)
+    assert F.cosine_similarity(gradient, exact_gradient, dim=0) > 0.99
 
 
 def test_caching_replays_dropout(model, few_records):

@@ -199,7 +199,11 @@ class InstructionContrastiveLoss(nn.Module):
         batch = self._plan(list(sentence_features), labels)
         chunks = [chunk for group in batch.features for chunk in self._chunks(group)]
         self._encoded_lengths = [text_lengths(chunk) for chunk in chunks]
-        encoded = [self.model(chunk) for chunk in chunks]
+        device = batch.keys.device.type
+        # Autocast keeps what it made of the weights until its outermost context ends. The trainer's is around each call of
+        # the model; with this one around them the weights are cast once for all chunks.
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device)):
+            encoded = [self.model(chunk) for chunk in chunks]
         embeddings = torch.cat([features["sentence_embedding"] for features in encoded])
         return self._score(embeddings, batch, self._every_instruction(encoded, batch) if batch.every else None)
 
