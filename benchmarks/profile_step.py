@@ -1,4 +1,5 @@
-"""Where a training step's time goes, by the PyTorch profiler: the recipe's defaults on the bundled corpus.
+"""Where a training step's time goes, by the PyTorch profiler: the recipe's defaults on the bundled corpus, in the precision
+that `train` takes on this machine.
 
     python benchmarks/profile_step.py [--steps 3]
 
@@ -20,8 +21,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.modules import encoders_of
-from sentence_transformers_inf.training import _freeze, _replace_dropout, bundled_base
+from sentence_transformers_inf.modules import encoders_of, instructed_tower
+from sentence_transformers_inf.training import (
+    SCHEDULES,
+    _freeze,
+    _replace_dropout,
+    _use_attention_in_bfloat16,
+    bundled_base,
+    has_fast_bfloat16,
+)
 
 PARTS = ("tokenisation", "encoder forward", "loss", "backward", "optimizer")
 
@@ -39,18 +47,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     datasets.disable_progress_bars()
-    model = load_instruction_model(bundled_base()).train()
-    _replace_dropout(model, 0.1, 42)
-    for encoder in encoders_of(model, trained=True):
+    model = instructed_tower(load_instruction_model(bundled_base())).requires_grad_(True).train()
+    size, sampled = (int(SCHEDULES["instructed"][name]) for name in ("batch_size", "sampled_instructions"))
+    device, lower = model.device.type, has_fast_bfloat16()
+    dtype = torch.bfloat16 if lower and device == "cpu" else torch.float32
+    _replace_dropout(model, 0.1, 42, dtype)
+    if dtype == torch.bfloat16:
+        _use_attention_in_bfloat16(model)
+    for encoder in encoders_of(model):
         _freeze(encoder, 2)
-    loss = InstructionContrastiveLoss(model, plain_weight=0.75)
+    loss = InstructionContrastiveLoss(model, sampled_instructions=sampled, plain_weight=0.75)
     loss.preprocess = labelled("tokenisation", model.preprocess)
-    model.forward = labelled("encoder forward", model.forward)
+    model.forward = labelled("encoder forward", torch.autocast(device, torch.bfloat16, enabled=lower)(model.forward))
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5, fused=True)
     view = training_dataset(load_records("mini", "train").shuffle(seed=0))
 
     def step(number: int) -> None:
-        rows = view[16 * number : 16 * (number + 1)]
+        rows = view[size * number : size * (number + 1)]
         columns = [loss.preprocess(rows[name]) for name in view.column_names]
         with record_function("loss and encoder"):
             value = loss(columns)
@@ -77,12 +90,12 @@ def main() -> None:
     total["loss"] = total.pop("loss and encoder") - total["encoder forward"] - inside
     total["everything else"] = seconds - sum(total.values())
 
-    rows = [Row("seconds", f"{seconds / options.steps:.1f}")]
+    rows = [Row(f"seconds in {'bfloat16' if lower else 'float32'}", f"{seconds / options.steps:.2f}")]
     for name in (*PARTS, "everything else"):
         share = 100 * total[name] / seconds
         inside_encoder = name in ("encoder forward", "backward")
         rows.append(Row(f"{name}, %", f"{share:.1f}") if inside_encoder else at_most(f"{name}, %", share, 3, ".1f"))
-    report("profile_step", "One step, where its time goes", rows)
+    report("profile_step", f"One step of {size} records, where its time goes", rows)
 
 
 if __name__ == "__main__":
