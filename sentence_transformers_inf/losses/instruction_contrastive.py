@@ -188,8 +188,8 @@ class InstructionContrastiveLoss(nn.Module):
             (copy.deepcopy(model).eval().requires_grad_(False),) if anchor_weight else ()
         )
         self._anchors: dict[int, Tensor] = {}
-        self._encoded_lengths: list[Tensor] = []  # tokens of the texts of the last step, for each call of the encoder
-        self._flattens = False  # whether those calls had no padding
+        # Of the last step, for each call of the encoder: the tokens of each text, and whether they came without padding.
+        self._encoded: list[tuple[Tensor, bool]] = []
         self.gather_across_devices = gather_across_devices
         self.max_tokens_per_chunk = max_tokens_per_chunk
         self.seed = seed
@@ -198,7 +198,7 @@ class InstructionContrastiveLoss(nn.Module):
         """The loss of one batch of tokenised columns, a scalar."""
         batch = self._plan(list(sentence_features), labels)
         chunks = [chunk for group in batch.features for chunk in self._chunks(group)]
-        self._encoded_lengths = [text_lengths(chunk) for chunk in chunks]
+        self._encoded = [(text_lengths(chunk), "cu_seq_lens_q" in chunk) for chunk in chunks]
         device = batch.keys.device.type
         # Autocast keeps what it made of the weights until its outermost context ends. The trainer's is around each call of
         # the model; with this one around them the weights are cast once for all chunks.
@@ -213,7 +213,6 @@ class InstructionContrastiveLoss(nn.Module):
             self.model.broadcast_buffers = False
         given = self.passage_embeddings is not None
         k = sum("query" in column for column in columns)
-        self._flattens = "cu_seq_lens_q" in columns[0]
         if missing := [position for position, column in enumerate(columns[: max(k, 1)]) if "query" not in column]:
             raise ValueError(
                 f"column {missing[0]} holds no instructed queries: pass {{'instruction', 'query'}} dictionaries to a model "
@@ -249,8 +248,7 @@ class InstructionContrastiveLoss(nn.Module):
         for _, pairs in itertools.groupby(extra, _is_bare):  # bare queries may have another encoder
             inputs = [{"instruction": instruction, "query": query} for instruction, query in pairs]
             columns = [*columns, {**task, **self.preprocess(inputs, prompt=first.get("prompt"), **task)}]
-        if self._flattens:
-            columns = [_in_rows(column, self.tokenizer.padding_side) for column in columns]
+        columns = [_in_rows(column, self.tokenizer.padding_side) for column in columns]
         features_by_group, position, keys = self._distinct(columns, k, len(records))
 
         width = 1 + max((len(cs) for cs in candidates), default=0)
@@ -266,7 +264,7 @@ class InstructionContrastiveLoss(nn.Module):
         plain_query = position[torch.tensor([known[pair] for pair in plain], dtype=torch.long, device=device)]
         anchors = self._anchor(features_by_group, keys, torch.cat([passage, plain_query])) if self._base else None
         return _Batch(
-            features=[_flattened(group) for group in features_by_group] if self._flattens else features_by_group,
+            features=[_flattened(group) for group in features_by_group],
             query=position[: len(rows)],
             passage=passage,
             negatives=negatives,
@@ -523,10 +521,12 @@ class InstructionContrastiveLoss(nn.Module):
 
         ``sequences``: distinct texts; ``real_tokens`` in them; ``padded_tokens``: the same with the padding.
         """
-        lengths = self._encoded_lengths
-        real = sum(int(of_chunk.sum()) for of_chunk in lengths)
-        padded = real if self._flattens else sum(len(of_chunk) * int(of_chunk.max()) for of_chunk in lengths)
-        return {"sequences": sum(len(of_chunk) for of_chunk in lengths), "real_tokens": real, "padded_tokens": padded}
+        texts, real = (
+            sum(len(lengths) for lengths, _ in self._encoded),
+            sum(int(lengths.sum()) for lengths, _ in self._encoded),
+        )
+        padding = sum(int((lengths.max() - lengths).sum()) for lengths, flattened in self._encoded if not flattened)
+        return {"sequences": texts, "real_tokens": real, "padded_tokens": real + padding}
 
     @property
     def temperature(self) -> float:
@@ -570,8 +570,10 @@ class CachedInstructionContrastiveLoss(CachedLossMixin, InstructionContrastiveLo
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of one batch of tokenised columns, a scalar whose backward pass re-encodes the batch."""
         batch = self._plan(list(sentence_features), labels)
-        self._encoded_lengths = [
-            part for group in batch.features for part in text_lengths(group).split(self.mini_batch_size)
+        self._encoded = [
+            (part, "cu_seq_lens_q" in group)
+            for group in batch.features
+            for part in text_lengths(group).split(self.mini_batch_size)
         ]
         # The mixin hands its second argument through to calculate_loss, wrappers like MatryoshkaLoss included.
         return self.forward_cached(batch.features, batch)  # type: ignore[arg-type]
@@ -621,7 +623,7 @@ def _merge(columns: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         "token_type_ids": tokenizer.pad_token_type_id,
         "attention_mask": 0,
         "instruction_mask": 0,
-        "position_ids": 0,
+        "positions": 0,
     }
     merged: dict[str, Any] = {}
     for key in [key for key in fill if any(key in column for column in columns)]:
@@ -636,26 +638,33 @@ def _merge(columns: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
 
 
 def _in_rows(column: dict[str, Any], padding_side: str) -> dict[str, Any]:
-    """Flattened features (one row of all texts' tokens) as a padded row for each text."""
+    """Flattened features (one row of all texts' tokens) as a padded row for each text, with their ``positions``; others as
+    they are."""
+    if "cu_seq_lens_q" not in column:
+        return column
     lengths = text_lengths(column).tolist()
-    ones = torch.ones_like(column["input_ids"])
+    tokens = {"input_ids": column["input_ids"], "positions": column["position_ids"]}
+    tokens["attention_mask"] = torch.ones_like(column["input_ids"])
     rows = {
-        key: pad_sequence(list(tokens[0].split(lengths)), batch_first=True, padding_side=padding_side)
-        for key, tokens in (*((key, column[key]) for key in ("input_ids", "position_ids")), ("attention_mask", ones))
+        key: pad_sequence(list(value[0].split(lengths)), batch_first=True, padding_side=padding_side)
+        for key, value in tokens.items()
     }
     return rows | {key: column[key] for key in ("modality", "task", "prompt_length") if key in column}
 
 
 def _flattened(features: dict[str, Any]) -> dict[str, Any]:
-    """Padded rows as one row of all texts' tokens, with what flash attention must know of where each begins."""
-    features = dict(features)
-    tokens = features.pop("attention_mask").bool()
+    """What :func:`_in_rows` made of flattened features, flattened again: one row of all texts' tokens, with what flash
+    attention must know of where each begins."""
+    if "positions" not in features:
+        return features
+    tokens = features["attention_mask"].bool()
     lengths = tokens.sum(dim=1)
     begins = F.pad(lengths.cumsum(dim=0), (1, 0)).int()
     longest = int(lengths.max())
-    return features | {
+    kept = {key: value for key, value in features.items() if key not in ("attention_mask", "positions")}
+    return kept | {
         "input_ids": features["input_ids"][tokens][None],
-        "position_ids": features["position_ids"][tokens][None],
+        "position_ids": features["positions"][tokens][None],
         "seq_idx": torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)[None].int(),
         "cu_seq_lens_q": begins,
         "cu_seq_lens_k": begins,
