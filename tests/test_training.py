@@ -19,6 +19,7 @@ from sentence_transformers import (
 )
 from torch.utils.data import DataLoader
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sentence_transformers_inf import load_instruction_model, load_records, training, training_dataset
 from sentence_transformers_inf.evaluation import measure
@@ -293,9 +294,8 @@ def test_attention_in_bfloat16_is_attention(tokens, masked, changes):
     changes = {name: given for name, given in changes.items() if name != "key_heads"}
     with torch.autocast("cpu", torch.bfloat16):
         output, _ = training.attend_in_bfloat16(module, query, key, value, mask, is_causal=False, **changes)
-    bias = changes.get("position_bias", 0) + (0 if mask is None else mask)
-    scores = query.float() @ key.float().transpose(-1, -2) * changes.get("scaling", 0.5) + bias
-    exact = (scores.softmax(dim=-1) @ value.float()).transpose(1, 2)
+    given = (query.float(), key.float(), value.float())
+    exact, _ = sdpa_attention_forward(module, *given, mask, is_causal=False, **changes)
     assert torch.allclose(output.float(), exact, atol=0.02)
     along = torch.randn_like(exact)
     gradients = torch.autograd.grad((output.float() * along).sum(), [query, key, value])
