@@ -1,7 +1,7 @@
 # `make demo` and `make test` need Python 3.10 or newer and the package index, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
-# A tested version; any from 2.4 works. For a build of your own (CUDA, ROCm): make TORCH=... or install it in $(VENV) first.
+# A tested version; any from 2.5 works. For a build of your own (CUDA, ROCm): make TORCH=... or install it in $(VENV) first.
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
