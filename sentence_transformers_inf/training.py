@@ -437,9 +437,8 @@ def attend_in_bfloat16(
         with torch.autocast(query.device.type, enabled=False):
             given = (query.float(), key.float(), value.float())
             return sdpa_attention_forward(module, *given, mask, scaling=scaling, **kwargs)
-    scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if mask is not None:
-        scores = scores + mask
+    scores, scale = query @ key.transpose(-1, -2), query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = scores.float() * scale if mask is None else torch.add(mask, scores, alpha=scale)  # the latter in one pass
     return (scores.softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2).contiguous(), None
 
 
