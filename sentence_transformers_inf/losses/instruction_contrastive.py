@@ -521,11 +521,9 @@ class InstructionContrastiveLoss(nn.Module):
 
         ``sequences``: distinct texts; ``real_tokens`` in them; ``padded_tokens``: the same with the padding.
         """
-        texts, real = (
-            sum(len(lengths) for lengths, _ in self._encoded),
-            sum(int(lengths.sum()) for lengths, _ in self._encoded),
-        )
+        real = sum(int(lengths.sum()) for lengths, _ in self._encoded)
         padding = sum(int((lengths.max() - lengths).sum()) for lengths, flattened in self._encoded if not flattened)
+        texts = sum(len(lengths) for lengths, _ in self._encoded)
         return {"sequences": texts, "real_tokens": real, "padded_tokens": real + padding}
 
     @property
