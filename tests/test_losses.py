@@ -343,6 +343,24 @@ def test_chunks_and_caching_change_neither_loss_nor_gradients(model, few_records
         assert torch.allclose(other_gradient, gradient, rtol=0, atol=1e-9)
 
 
+def test_a_compiled_encoder_takes_chunks_of_all_shapes(model, few_records):
+    """It is compiled once for chunks of all lengths and numbers of texts, from two on."""
+    loss, encoder = InstructionContrastiveLoss(model, max_tokens_per_chunk=200), model[0].model
+    encoder.encoder.layer = encoder.encoder.layer[:1]
+    features = columns(model, few_records)
+    value, gradient = loss_and_gradients(loss, model, features)
+    torch._dynamo.reset()
+    model.zero_grad()
+    compiled = torch._dynamo.utils.counters["stats"]
+    before = compiled["unique_graphs"]
+    encoder.forward = torch.compile(encoder.forward, dynamic=True, backend="eager")
+    other_value, other_gradient = loss_and_gradients(loss, model, features)
+    assert loss.last_step_stats["padded_tokens"] > 600  # four chunks or more
+    assert compiled["unique_graphs"] - before == 1
+    assert other_value == pytest.approx(value, abs=1e-5)
+    assert F.cosine_similarity(other_gradient[: len(gradient)], gradient, dim=0) > 0.9999
+
+
 def test_a_step_under_autocast_casts_each_weight_once(model, few_records):
     """Also where every call of the model has an autocast context of its own, as the trainer's have."""
     weights = {weight.data_ptr() for weight in model.parameters()}
