@@ -1,12 +1,13 @@
 """How much of a GPU's matrix products a training step uses.
 
-    python benchmarks/gpu.py [--records 32] [--sequence 256] [--steps 10] [--json FILE]
+    python benchmarks/gpu.py [--records 32] [--sequence 256] [--steps 10] [--compile] [--json FILE]
 
 BERT-base and ModernBERT-base shapes with random weights, every text `--sequence` tokens long, bfloat16 under autocast,
 `multi_P_I` with one sampled candidate and the dropout of `train`, forward, backward and AdamW. Utilisation is the model's
 arithmetic (2 per weight and token forward, twice that backward, attention included) over the time, as a share of what a
-product of two 8,192² matrices reaches in the same run. With
-`--device cpu --layers 1 --records 2` it only shows that it runs.
+product of two 8,192² matrices reaches in the same run. The last columns say what the GPU works on in a step, by PyTorch's
+profiler; what a step takes beyond their sum, it waits for the host. With `--compile` each shape is measured again with the
+encoder compiled by torch.compile. With `--device cpu --layers 1 --records 2` it only shows that it runs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModel, AutoTokenizer, BertConfig, ModernBertConfig, PretrainedConfig
 
 from sentence_transformers_inf import load_instruction_model
@@ -88,12 +91,31 @@ def timed(run: Callable[[], object], device: str, times: int) -> float:
     return statistics.median(seconds[2:])
 
 
+def kernel_seconds(run: Callable[[], object]) -> dict[str, float]:
+    """Seconds of a call that the GPU spends on matrix products, attention, and everything else."""
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        run()
+        torch.cuda.synchronize()
+    spent = dict.fromkeys(("products", "attention", "everything else"), 0.0)
+    for event in profiled.key_averages():
+        seconds = event.self_device_time_total / 1e6
+        if event.device_type == DeviceType.CUDA:  # a kernel; the others are the operations that launched them
+            spent["everything else"] += seconds
+        elif event.key in ("aten::mm", "aten::addmm", "aten::bmm") or "_attention" in event.key:
+            spent["attention" if "_attention" in event.key else "products"] += seconds
+            spent["everything else"] -= seconds
+    return spent
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=32)
     parser.add_argument("--sequence", type=int, default=256)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--layers", type=int, help="fewer than the shapes have")
+    parser.add_argument("--compile", action="store_true", help="measure with the encoder compiled, too; it takes minutes")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -106,16 +128,20 @@ def main() -> None:
     date = time.strftime("%Y-%m-%d")
     title = f"{name}, torch {torch.__version__}, {date}: products of {side}² at {peak / 1e12:.1f} TFLOP/s"
     table = Table(title=title, title_justify="left")
-    for column in ("shape", "ms per step (median)", "tokens/s", "GiB at the peak", "share of the products' speed"):
+    parts = ("products", "attention", "everything else")
+    for column in ("shape", "ms per step (median)", "tokens/s", "GiB at the peak", "share of the products' speed", *parts):
         table.add_column(column, justify="left" if column == "shape" else "right")
     report: dict[str, Any] = {"device": name, "peak": peak, "date": date, **vars(options)}
     layers = {"num_hidden_layers": options.layers} if options.layers else {}
     special = {"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102}
     shapes = {"BERT-base": BertConfig(**layers), "ModernBERT-base": ModernBertConfig(**special, **layers)}
-    for shape, config in shapes.items():
+    for (of, config), compiled in itertools.product(shapes.items(), (False, True) if options.compile else (False,)):
+        shape = f"{of}, compiled" if compiled else of
         print(shape, "...", flush=True)
         model = random_model(config, options.sequence, device)
         _replace_dropout(model, 0.1, seed=0)
+        if compiled:
+            model[0].model.forward = torch.compile(model[0].model.forward, dynamic=True)
         loss = InstructionContrastiveLoss(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device == "cuda")
         batches = [
@@ -137,11 +163,14 @@ def main() -> None:
         tokens = loss.last_step_stats["real_tokens"]
         share = tokens * arithmetic_per_token(model, options.sequence) / seconds / peak
         memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
-        report[shape] = {"seconds": seconds, "tokens": tokens, "share": share, "GiB": memory, **loss.last_step_stats}
-        table.add_row(shape, f"{1000 * seconds:.0f}", f"{tokens / seconds:,.0f}", f"{memory:.1f}", f"{share:.2f}")
+        spent = kernel_seconds(step) if device == "cuda" else dict.fromkeys(parts, float("nan"))
+        measured = {"seconds": seconds, "tokens": tokens, "share": share, "GiB": memory}
+        report[shape] = {**measured, **loss.last_step_stats, **spent}
+        in_ms = [f"{1000 * spent[part]:.0f}" for part in parts]
+        table.add_row(shape, f"{1000 * seconds:.0f}", f"{tokens / seconds:,.0f}", f"{memory:.1f}", f"{share:.2f}", *in_ms)
         if options.json:
             options.json.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
-    Console().print(table)
+    Console(width=125).print(table)
 
 
 if __name__ == "__main__":
