@@ -13,6 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -264,6 +265,7 @@ def train(
             _freeze(encoder, frozen_layers)
         if gradient_checkpointing:
             encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+    lowered = _cast_frozen(model) if lower else []
     say(f"{_describe(model)}; {'bfloat16' if bf16 else 'float32'} on {_hardware()}")
     base_state = {name: value.clone() for name, value in model.state_dict().items()} if base_weight else {}
 
@@ -327,6 +329,8 @@ def train(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would encode under autocast from now on
     for parent, name, module in own_dropout:
         setattr(parent, name, module)
+    for layer in lowered:
+        del layer.forward
     for encoder in attending:
         encoder.model.set_attn_implementation("sdpa")
     if gradient_checkpointing:
@@ -427,23 +431,42 @@ def attend_in_bfloat16(
 ) -> tuple[torch.Tensor, None]:
     """Attention for training under bfloat16 autocast on a CPU, where PyTorch's fused one takes longer than in float32.
 
-    Texts of at most :data:`PRODUCTS_UP_TO` tokens: the two products in bfloat16, the softmax between them in float32. Longer
-    ones, whose weights would fill the memory, and what has dropout, a position bias or shared keys: transformers' ``sdpa``
-    in float32. Shapes are transformers': query, key and value batch×heads×tokens×d; the mask is added to the scores.
+    Texts of at most :data:`PRODUCTS_UP_TO` tokens: two products and a softmax between them that takes and gives bfloat16 and
+    sums in float32. Longer ones, whose weights would fill the memory, and what has dropout, a position bias or shared keys:
+    transformers' ``sdpa`` in float32. Shapes are transformers': query, key and value batch×heads×tokens×d; the mask is added
+    to the scores.
     """
-    mask = None if attention_mask is None else attention_mask.float()
     special = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
     if special or query.shape[1] != key.shape[1] or key.shape[2] > PRODUCTS_UP_TO:
+        mask = None if attention_mask is None else attention_mask.float()
         with torch.autocast(query.device.type, enabled=False):
             given = (query.float(), key.float(), value.float())
             return sdpa_attention_forward(module, *given, mask, scaling=scaling, **kwargs)
     scores, scale = query @ key.transpose(-1, -2), query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = scores.float() * scale if mask is None else torch.add(mask, scores, alpha=scale)  # the latter in one pass
-    return (scores.softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+    # With the mask in one pass over the scores.
+    scores = scores * scale if attention_mask is None else torch.add(attention_mask.to(scores.dtype), scores, alpha=scale)
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("attend_in_bfloat16", attend_in_bfloat16)
 AttentionMaskInterface.register("attend_in_bfloat16", eager_mask)
+
+
+def _cast_frozen(model: SentenceTransformer) -> list[torch.nn.Linear]:
+    """Let linear layers that are frozen use bfloat16 copies of their weights; returns them.
+
+    Of weights that are trained autocast keeps a step what it made, but these it would make anew for every chunk.
+    """
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    frozen = [layer for layer in layers if not layer.weight.requires_grad]
+    for layer in frozen:
+        weight, bias = layer.weight.bfloat16(), None if layer.bias is None else layer.bias.bfloat16()
+        layer.forward = partial(_linear, weight, bias)  # type: ignore[method-assign]
+    return frozen
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(hidden_states.to(weight.dtype), weight, bias)
 
 
 def _use_attention_in_bfloat16(model: SentenceTransformer) -> list[InstructionTransformer]:

@@ -305,6 +305,29 @@ def test_attention_in_bfloat16_is_attention(tokens, masked, changes):
         assert torch.nn.functional.cosine_similarity(gradient.flatten().float(), other.flatten().float(), dim=0) > 0.999
 
 
+def test_frozen_weights_are_cast_once(corpus, tmp_path, monkeypatch):
+    """Training goes as where autocast casts them for every chunk, and nothing of it is left in the model."""
+    recipe, dtypes, used = {**RECIPE, "max_records": 4, "epochs": 1, "bf16": True, "frozen_layers": 2}, set(), set()
+    multiply = training._linear
+
+    def look(weight, bias, hidden_states):
+        dtypes.add(weight.dtype)
+        used.add(weight.data_ptr())
+        return multiply(weight, bias, hidden_states)
+
+    monkeypatch.setattr(training, "_linear", look)
+    model = train(corpus, output=tmp_path / "once", **recipe)
+    assert dtypes == {torch.bfloat16}
+    assert len(used) == 2 * 2 * 6  # encoders, frozen layers, linear layers of each
+    used.clear()
+    model.encode(["a passage"])
+    assert not used
+    monkeypatch.setattr(training, "_cast_frozen", lambda model: [])
+    train(corpus, output=tmp_path / "each", **recipe)
+    first, second = weights(tmp_path / "once"), weights(tmp_path / "each")
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
 def test_base_weight_mixes_the_weights(corpus, uninterrupted, tmp_path):
     train(corpus, output=tmp_path / "half", base_weight=0.5, **RECIPE)
     trained, half, base = weights(uninterrupted), weights(tmp_path / "half"), weights(Path(bundled_base()))
