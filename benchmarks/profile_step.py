@@ -24,6 +24,7 @@ from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import encoders_of, instructed_tower
 from sentence_transformers_inf.training import (
     SCHEDULES,
+    _cast_frozen,
     _freeze,
     _replace_dropout,
     _use_attention_in_bfloat16,
@@ -52,10 +53,11 @@ def main() -> None:
     device, lower = model.device.type, has_fast_bfloat16()
     dtype = torch.bfloat16 if lower and device == "cpu" else torch.float32
     _replace_dropout(model, 0.1, 42, dtype)
-    if dtype == torch.bfloat16:
-        _use_attention_in_bfloat16(model)
     for encoder in encoders_of(model):
         _freeze(encoder, 2)
+    if dtype == torch.bfloat16:
+        _use_attention_in_bfloat16(model)
+        _cast_frozen(model)
     loss = InstructionContrastiveLoss(model, sampled_instructions=sampled, plain_weight=0.75)
     loss.preprocess = labelled("tokenisation", model.preprocess)
     model.forward = labelled("encoder forward", torch.autocast(device, torch.bfloat16, enabled=lower)(model.forward))
