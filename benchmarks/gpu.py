@@ -5,9 +5,9 @@
 BERT-base and ModernBERT-base shapes with random weights, every text `--sequence` tokens long, bfloat16 under autocast,
 `multi_P_I` with one sampled candidate and the dropout of `train`, forward, backward and AdamW. Utilisation is the model's
 arithmetic (2 per weight and token forward, twice that backward, attention included) over the time, as a share of what a
-product of two 8,192² matrices reaches in the same run. The last columns say what the GPU works on in a step, by PyTorch's
-profiler; what a step takes beyond their sum, it waits for the host. With `--compile` each shape is measured again with the
-encoder compiled by torch.compile. With `--device cpu --layers 1 --records 2` it only shows that it runs.
+product of two 8,192² matrices reaches in the same run. The last columns say what the GPU works on in a step, milliseconds by
+PyTorch's profiler; what a step takes beyond their sum, it waits for the host. With `--compile` each shape is measured again
+with the encoder compiled by torch.compile. With `--device cpu --layers 1 --records 2` it only shows that it runs.
 """
 
 from __future__ import annotations
