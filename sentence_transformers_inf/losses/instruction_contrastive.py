@@ -106,9 +106,9 @@ class InstructionContrastiveLoss(nn.Module):
             memory-mapped array stays where it is.
         max_tokens_per_chunk: Texts are encoded in chunks of at most so many tokens, padding included. Smaller chunks
             waste less on padding, larger ones fill a GPU. Changes neither the loss nor the gradients. ``None``: 1,024 on a
-            CPU; elsewhere 131,072 for a model of 768 hidden dimensions, by their square fewer for a wider one, but at least
-            16,384. Not used where the model flattens its inputs (Sentence Transformers' unpadding, which goes with flash
-            attention): then all texts of an encoder are one sequence without padding.
+            CPU; elsewhere 131,072 for a model of 768 hidden dimensions, by their square fewer for a wider one (at least
+            16,384) and more for a narrower one. Not used where the model flattens its inputs (Sentence Transformers'
+            unpadding, which goes with flash attention): then all texts of an encoder are one sequence without padding.
         seed: Seeds the draws of candidates and positives.
 
     Raises:
