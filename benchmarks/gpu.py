@@ -17,6 +17,7 @@ import itertools
 import json
 import random
 import statistics
+import string
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,18 +31,23 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModel, AutoTokenizer, BertConfig, ModernBertConfig, PretrainedConfig
+from transformers import AutoModel, BertConfig, BertTokenizer, ModernBertConfig, PretrainedConfig
 
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.training import _replace_dropout, bundled_base
+from sentence_transformers_inf.training import _replace_dropout
+
+
+WORDS = ["".join(letters) for letters in itertools.islice(itertools.product(string.ascii_lowercase, repeat=4), 30_000)]
+"""Each a token of its own."""
 
 
 def random_model(config: PretrainedConfig, sequence: int, device: str) -> SentenceTransformer:
-    """A model of this shape with random weights and the bundled model's tokenizer."""
+    """A model of this shape with random weights and a tokenizer of :data:`WORDS`."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     with tempfile.TemporaryDirectory() as folder:
         AutoModel.from_config(config).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(bundled_base()).save_pretrained(folder)
+        BertTokenizer({token: number for number, token in enumerate(special + WORDS)}).save_pretrained(folder)
         transformer = Transformer(folder, max_seq_length=2 * sequence)
     pooling = Pooling(transformer.get_embedding_dimension())
     return load_instruction_model(SentenceTransformer(modules=[transformer, pooling], device=device)).train()
@@ -49,11 +55,10 @@ def random_model(config: PretrainedConfig, sequence: int, device: str) -> Senten
 
 def batch(model: SentenceTransformer, records: int, sequence: int, seed: int) -> list[dict[str, Any]]:
     """Columns of records of which every text, an instruction with its query too, has ``sequence`` tokens, no two alike."""
-    words = sorted(word for word in model.tokenizer.get_vocab() if len(word) > 4 and word.isascii() and word.isalpha())
     generator = random.Random(seed)
 
     def text(tokens: int) -> str:
-        return " ".join(generator.choices(words, k=tokens))
+        return " ".join(generator.choices(WORDS, k=tokens))
 
     half = (sequence - 2) // 2  # [CLS] and [SEP]
     told = [{"instruction": text(sequence - 2 - half), "query": text(half)} for _ in range(3 * records)]
@@ -133,7 +138,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "shape" else "right")
     report: dict[str, Any] = {"device": name, "peak": peak, "date": date, **vars(options)}
     layers = {"num_hidden_layers": options.layers} if options.layers else {}
-    special = {"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102}
+    special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
     shapes = {"BERT-base": BertConfig(**layers), "ModernBERT-base": ModernBertConfig(**special, **layers)}
     for (of, config), compiled in itertools.product(shapes.items(), (False, True) if options.compile else (False,)):
         shape = f"{of}, compiled" if compiled else of
