@@ -37,7 +37,6 @@ from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.training import _replace_dropout
 
-
 WORDS = ["".join(letters) for letters in itertools.islice(itertools.product(string.ascii_lowercase, repeat=4), 30_000)]
 """Each a token of its own."""
 
