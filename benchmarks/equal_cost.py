@@ -40,7 +40,7 @@ METRICS = ("p_mrr", "pair_accuracy", "ndcg_at_10", "plain_ndcg_at_10")
 
 
 def tokens_per_record(records: datasets.Dataset, sampled_instructions: int, batch_size: int) -> float:
-    """Tokens that a CPU's encoders are given for a record, padding included, over the first 128 records."""
+    """Tokens that the encoders are given for a record, without padding, over the first 128 records."""
     model = instructed_tower(load_instruction_model(bundled_base())).to("cpu")
     loss = InstructionContrastiveLoss(model, sampled_instructions=sampled_instructions, plain_weight=0.75)
     view = training_dataset(records)
@@ -48,7 +48,7 @@ def tokens_per_record(records: datasets.Dataset, sampled_instructions: int, batc
     for start in range(0, 128, batch_size):
         rows = view[start : start + batch_size]
         batch = loss._plan([model.preprocess(rows[name]) for name in view.column_names])
-        tokens += sum(chunk["input_ids"].numel() for group in batch.features for chunk in loss._chunks(group))
+        tokens += sum(int(group["attention_mask"].sum()) for group in batch.features)
     return tokens / 128
 
 

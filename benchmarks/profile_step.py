@@ -20,6 +20,7 @@ from report import Row, at_most, report
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf.cpu_attention import use_cpu_attention
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import encoders_of, instructed_tower
 from sentence_transformers_inf.training import (
@@ -27,7 +28,6 @@ from sentence_transformers_inf.training import (
     _cast_frozen,
     _freeze,
     _replace_dropout,
-    _use_attention_in_bfloat16,
     bundled_base,
     has_fast_bfloat16,
 )
@@ -55,8 +55,8 @@ def main() -> None:
     _replace_dropout(model, 0.1, 42, dtype)
     for encoder in encoders_of(model):
         _freeze(encoder, 2)
+    use_cpu_attention(model, dtype == torch.bfloat16)
     if dtype == torch.bfloat16:
-        _use_attention_in_bfloat16(model)
         _cast_frozen(model)
     loss = InstructionContrastiveLoss(model, sampled_instructions=sampled, plain_weight=0.75)
     loss.preprocess = labelled("tokenisation", model.preprocess)

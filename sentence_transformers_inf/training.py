@@ -29,11 +29,10 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AttentionInterface, AttentionMaskInterface, set_seed
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask
+from transformers import set_seed
 
 from sentence_transformers_inf.bundled import BUNDLED_BASE, bundled_base
+from sentence_transformers_inf.cpu_attention import use_cpu_attention, use_sdpa_again
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
 from sentence_transformers_inf.model_card import RECIPE_FILE, write_model_card
@@ -89,9 +88,6 @@ See docs/recipe.md."""
 
 PASSAGE_RATE = 0.4
 """Of the learning rate of instructed queries' own encoder: that of the other one, with ``encoders="instructed"``."""
-
-PRODUCTS_UP_TO = 512
-"""Tokens of a text up to which :func:`attend_in_bfloat16` keeps all attention weights, 6 MiB a layer with 12 heads."""
 
 
 def train(
@@ -257,7 +253,7 @@ def train(
     model.model_card_data.generate_widget_examples = False
     lower = bf16 and model.device.type == "cpu"
     own_dropout = _replace_dropout(model, dropout, seed, torch.bfloat16 if lower else torch.float32)
-    attending = _use_attention_in_bfloat16(model) if lower else []
+    attending = use_cpu_attention(model, lower)
     for encoder in encoders_of(model, trained=adapter):
         if lora_r:
             add_lora(encoder, lora_r)
@@ -266,7 +262,8 @@ def train(
         if gradient_checkpointing:
             encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
     lowered = _cast_frozen(model) if lower else []
-    say(f"{_describe(model)}; {'bfloat16' if bf16 else 'float32'} on {_hardware()}")
+    unpadded = ", texts without padding" if encoder_of(model)[0].can_flatten_inputs else ""
+    say(f"{_describe(model)}; {'bfloat16' if bf16 else 'float32'} on {_hardware()}{unpadded}")
     base_state = {name: value.clone() for name, value in model.state_dict().items()} if base_weight else {}
 
     evaluator = None
@@ -331,8 +328,7 @@ def train(
         setattr(parent, name, module)
     for layer in lowered:
         del layer.forward
-    for encoder in attending:
-        encoder.model.set_attn_implementation("sdpa")
+    use_sdpa_again(attending)
     if gradient_checkpointing:
         for encoder in encoders_of(model):
             encoder.model.gradient_checkpointing_disable()
@@ -420,38 +416,6 @@ def _replace_dropout(
     return replaced
 
 
-def attend_in_bfloat16(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention for training under bfloat16 autocast on a CPU, where PyTorch's fused one takes longer than in float32.
-
-    Texts of at most :data:`PRODUCTS_UP_TO` tokens: two products and a softmax between them that takes and gives bfloat16 and
-    sums in float32. Longer ones, whose weights would fill the memory, and what has dropout, a position bias or shared keys:
-    transformers' ``sdpa`` in float32. Shapes are transformers': query, key and value batch×heads×tokens×d; the mask is added
-    to the scores.
-    """
-    special = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
-    if special or query.shape[1] != key.shape[1] or key.shape[2] > PRODUCTS_UP_TO:
-        mask = None if attention_mask is None else attention_mask.float()
-        with torch.autocast(query.device.type, enabled=False):
-            given = (query.float(), key.float(), value.float())
-            return sdpa_attention_forward(module, *given, mask, scaling=scaling, **kwargs)
-    scores, scale = query @ key.transpose(-1, -2), query.shape[-1] ** -0.5 if scaling is None else scaling
-    # With the mask in one pass over the scores.
-    scores = scores * scale if attention_mask is None else torch.add(attention_mask.to(scores.dtype), scores, alpha=scale)
-    return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("attend_in_bfloat16", attend_in_bfloat16)
-AttentionMaskInterface.register("attend_in_bfloat16", eager_mask)
-
-
 def _cast_frozen(model: SentenceTransformer) -> list[torch.nn.Linear]:
     """Let linear layers that are frozen use bfloat16 copies of their weights; returns them.
 
@@ -467,14 +431,6 @@ def _cast_frozen(model: SentenceTransformer) -> list[torch.nn.Linear]:
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.linear(hidden_states.to(weight.dtype), weight, bias)
-
-
-def _use_attention_in_bfloat16(model: SentenceTransformer) -> list[InstructionTransformer]:
-    """Let the encoders that have ``sdpa`` attention use :func:`attend_in_bfloat16`; returns them."""
-    encoders = [encoder for encoder in encoders_of(model) if encoder.model.config._attn_implementation == "sdpa"]
-    for encoder in encoders:
-        encoder.model.set_attn_implementation("attend_in_bfloat16")
-    return encoders
 
 
 def _describe(model: SentenceTransformer) -> str:

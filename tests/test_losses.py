@@ -21,7 +21,7 @@ from sentence_transformers_inf.losses import (
     InstructionContrastiveLoss,
     instruction_contrastive_loss,
 )
-from sentence_transformers_inf.losses.instruction_contrastive import _cuts
+from sentence_transformers_inf.losses.instruction_contrastive import cheapest_cuts
 from sentence_transformers_inf.records import ROW_COLUMNS
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text(encoding="utf-8"))
@@ -284,7 +284,7 @@ def test_chunks_cost_least(lengths, most):
         cuts = list(zip([0, *ends], ends))
         if all(end - begin == 1 or lengths[begin] * (end - begin) <= most for begin, end in cuts):
             every.append(cost(cuts))
-    found = _cuts(lengths, most)
+    found = cheapest_cuts(lengths, most)
     assert [row for begin, end in found for row in range(begin, end)] == list(range(len(lengths)))
     assert all(end - begin == 1 or lengths[begin] * (end - begin) <= most for begin, end in found)
     assert cost(found) == pytest.approx(min(every))

@@ -18,8 +18,6 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from torch.utils.data import DataLoader
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sentence_transformers_inf import load_instruction_model, load_records, training, training_dataset
 from sentence_transformers_inf.evaluation import measure
@@ -248,61 +246,12 @@ def test_the_precision_is_said_and_noted(corpus, tmp_path):
     told = [{"instruction": "For young children.", "query": "why is the sky blue"}, "a passage"]
     saved = load_instruction_model(tmp_path / "True")
     assert np.array_equal(models[True].encode(told), saved.encode(told))  # no autocast is left behind
-    assert {encoder.model.config._attn_implementation for encoder in encoders_of(models[True])} == {"sdpa"}
-    assert not any("attend_in" in path.read_text() for path in (tmp_path / "True").rglob("*.json"))
+    for model in models.values():  # nor the attention of training
+        assert {encoder.model.config._attn_implementation for encoder in encoders_of(model)} == {"sdpa"}
+        assert not any(encoder.can_flatten_inputs for encoder in encoders_of(model))
+    assert not any("attend_on" in path.read_text() for path in (tmp_path / "True").rglob("*.json"))
     first, second = weights(tmp_path / "None"), weights(tmp_path / "True")
     assert fast or any(not torch.equal(first[name], second[name]) for name in first)
-
-
-def test_attention_on_a_cpu_in_bfloat16(corpus, tmp_path, monkeypatch):
-    """PyTorch's own attention never gets bfloat16 there, where it is slow; and what takes its place is used."""
-    dtypes, lengths = set(), set()
-    fused, products = torch.nn.functional.scaled_dot_product_attention, training.attend_in_bfloat16
-
-    def look(query, *args, **kwargs):
-        if torch.is_grad_enabled():
-            dtypes.add(query.dtype)
-        return fused(query, *args, **kwargs)
-
-    def look_too(module, query, *args, **kwargs):
-        if torch.is_grad_enabled():
-            lengths.add(query.shape[2])
-        return products(module, query, *args, **kwargs)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
-    monkeypatch.setitem(AttentionInterface._global_mapping, "attend_in_bfloat16", look_too)
-    monkeypatch.setattr(training, "PRODUCTS_UP_TO", 30)  # some chunks are wider
-    train(corpus, output=tmp_path / "model", **{**RECIPE, "max_records": 3, "epochs": 1, "bf16": True})
-    assert dtypes == {torch.float32}
-    assert min(lengths) <= 30 < max(lengths)
-
-
-@pytest.mark.parametrize("tokens", [5, 600])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("changes", [{}, {"scaling": 0.3}, {"position_bias": True}, {"key_heads": 1}])
-def test_attention_in_bfloat16_is_attention(tokens, masked, changes):
-    torch.manual_seed(0)
-    key_heads = changes.get("key_heads", 3)
-    module = torch.nn.Module()
-    module.num_key_value_groups = 3 // key_heads
-    heads = (3, key_heads, key_heads)
-    query, key, value = (torch.randn(2, count, tokens, 4).bfloat16().requires_grad_(True) for count in heads)
-    mask = torch.zeros(2, 1, tokens, tokens).masked_fill(torch.rand(2, 1, 1, tokens) > 0.6, torch.finfo(torch.float32).min)
-    mask = mask if masked else None
-    in_float32 = tokens > training.PRODUCTS_UP_TO or not {"position_bias", "key_heads"}.isdisjoint(changes)
-    if "position_bias" in changes:
-        changes = {"position_bias": torch.randn(1, 3, tokens, tokens)}
-    changes = {name: given for name, given in changes.items() if name != "key_heads"}
-    with torch.autocast("cpu", torch.bfloat16):
-        output, _ = training.attend_in_bfloat16(module, query, key, value, mask, is_causal=False, **changes)
-    given = (query.float(), key.float(), value.float())
-    exact, _ = sdpa_attention_forward(module, *given, mask, is_causal=False, **changes)
-    assert output.dtype == (torch.float32 if in_float32 else torch.bfloat16)
-    assert torch.allclose(output.float(), exact, atol=1e-6 if in_float32 else 0.02)
-    along = torch.randn_like(exact)
-    gradients = torch.autograd.grad((output.float() * along).sum(), [query, key, value])
-    for gradient, other in zip(gradients, torch.autograd.grad((exact * along).sum(), [query, key, value])):
-        assert torch.nn.functional.cosine_similarity(gradient.flatten().float(), other.flatten().float(), dim=0) > 0.999
 
 
 def test_frozen_weights_are_cast_once(corpus, tmp_path, monkeypatch):

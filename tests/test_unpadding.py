@@ -1,7 +1,7 @@
 """Models that flatten their inputs, as Sentence Transformers does with flash attention: no padding, the same values.
 
 Flash attention runs on GPUs alone. Here its two functions are stood in for by PyTorch's own attention, one text at a time;
-what transformers and Sentence Transformers do around them is real.
+what transformers and Sentence Transformers do around them is real, and so is the attention for CPUs.
 """
 
 import json
@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import modeling_flash_attention_utils as flash
 
 from sentence_transformers_inf import load_instruction_model
+from sentence_transformers_inf.cpu_attention import use_cpu_attention
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
 from sentence_transformers_inf.modules import encoders_of, instructed_tower
 from sentence_transformers_inf.training import train
@@ -54,7 +55,8 @@ def flattening(monkeypatch):
 
 @pytest.mark.parametrize("towers", [1, 2])
 @pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
-def test_flattened_inputs_change_neither_loss_nor_gradients(model, few_records, flattening, kind, towers):
+@pytest.mark.parametrize("attention", ["flash", "on a CPU"])
+def test_flattened_inputs_change_neither_loss_nor_gradients(model, few_records, flattening, kind, towers, attention):
     model = model.double()
     if towers == 2:
         model = instructed_tower(model).requires_grad_(True)
@@ -62,7 +64,10 @@ def test_flattened_inputs_change_neither_loss_nor_gradients(model, few_records, 
     options = {"sampled_instructions": 1, "plain_weight": 0.5, "anchor_weight": 1.0, **size}
     padded = kind(model, **options)
     value, gradient = loss_and_gradients(padded, model, columns(model, few_records.select([0, 1])))
-    flattening(model)
+    if attention == "flash":
+        flattening(model)
+    else:
+        assert use_cpu_attention(model, bf16=False) == list(encoders_of(model))
     flattened = kind(model, **options)
     given = []
     model.register_forward_pre_hook(lambda _, args: given.append(args[0]))

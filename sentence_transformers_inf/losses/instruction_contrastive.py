@@ -18,6 +18,7 @@ a run that is resumed, and two processes that hold half a batch each all see the
 
 from __future__ import annotations
 
+import bisect
 import copy
 import hashlib
 import itertools
@@ -107,8 +108,9 @@ class InstructionContrastiveLoss(nn.Module):
         max_tokens_per_chunk: Texts are encoded in chunks of at most so many tokens, padding included. Smaller chunks
             waste less on padding, larger ones fill a GPU. Changes neither the loss nor the gradients. ``None``: 1,024 on a
             CPU; elsewhere 131,072 for a model of 768 hidden dimensions, by their square fewer for a wider one (at least
-            16,384) and more for a narrower one. Not used where the model flattens its inputs (Sentence Transformers'
-            unpadding, which goes with flash attention): then all texts of an encoder are one sequence without padding.
+            16,384) and more for a narrower one. Where the model flattens its inputs, nothing is padded: on a CPU (see
+            :mod:`~sentence_transformers_inf.cpu_attention`) a chunk is 4,096 tokens, on a GPU (Sentence Transformers'
+            unpadding, which goes with flash attention) all texts of an encoder, whatever is given.
         seed: Seeds the draws of candidates and positives.
 
     Raises:
@@ -307,10 +309,11 @@ class InstructionContrastiveLoss(nn.Module):
         return features["sentence_embedding"].unflatten(0, shape)[every.query_of]
 
     def _chunks(self, group: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        on_cpu = group["input_ids"].device.type == "cpu"
         if "cu_seq_lens_q" in group:
-            return [group]
+            return _runs(group, self.max_tokens_per_chunk or 4_096) if on_cpu else [group]
         width = int(self._encoder[0][0].get_embedding_dimension())  # type: ignore[operator]
-        default = 1_024 if group["input_ids"].device.type == "cpu" else max(16_384, 131_072 * 768**2 // width**2)
+        default = 1_024 if on_cpu else max(16_384, 131_072 * 768**2 // width**2)
         return _chunks(group, self.max_tokens_per_chunk or default)
 
     def _draw(
@@ -679,7 +682,7 @@ def _is_bare(pair: tuple[str, str]) -> bool:
 
 
 def _chunks(features: dict[str, Any], max_tokens: int) -> Iterable[dict[str, Any]]:
-    """Rows sorted by length, longest first, cut into chunks, each as wide as its longest; see :func:`_cuts`.
+    """Rows sorted by length, longest first, cut into chunks, each as wide as its longest; see :func:`cheapest_cuts`.
 
     They are copies: a model that is compiled would be compiled again for a view.
     """
@@ -687,7 +690,7 @@ def _chunks(features: dict[str, Any], max_tokens: int) -> Iterable[dict[str, Any
     lengths = mask.sum(dim=1).tolist()
     width = mask.shape[1]
     left_padded = bool((mask[:, -1] == 1).all()) and not bool((mask[:, 0] == 1).all())
-    for begin, end in _cuts(lengths, max_tokens):
+    for begin, end in cheapest_cuts(lengths, max_tokens):
         columns = slice(width - lengths[begin], width) if left_padded else slice(0, lengths[begin])
         yield {
             key: value[begin:end, columns].clone() if isinstance(value, Tensor) and value.ndim == 2 else value
@@ -695,7 +698,27 @@ def _chunks(features: dict[str, Any], max_tokens: int) -> Iterable[dict[str, Any
         }
 
 
-def _cuts(lengths: list[int], max_tokens: int) -> list[tuple[int, int]]:
+def _runs(features: dict[str, Any], max_tokens: int) -> Iterable[dict[str, Any]]:
+    """Flattened features cut between texts, into as few as hold at most ``max_tokens`` tokens each, or a single text."""
+    begins = features["cu_seq_lens_q"]
+    ends = begins[1:].tolist()
+    first = 0
+    while first < len(ends):
+        start = int(begins[first])
+        last = max(first + 1, bisect.bisect_right(ends, start + max_tokens))
+        tokens = slice(start, ends[last - 1])
+        own = begins[first : last + 1] - start
+        longest = int(own.diff().max())
+        yield features | {
+            "input_ids": features["input_ids"][:, tokens],
+            "position_ids": features["position_ids"][:, tokens],
+            "seq_idx": features["seq_idx"][:, tokens] - first,
+            **{"cu_seq_lens_q": own, "cu_seq_lens_k": own, "max_length_q": longest, "max_length_k": longest},
+        }
+        first = last
+
+
+def cheapest_cuts(lengths: list[int], max_tokens: int) -> list[tuple[int, int]]:
     """The chunks (begin, end) of rows, longest first, that cost least together, none of more than ``max_tokens`` tokens with
     padding unless it is a single row's.
 
