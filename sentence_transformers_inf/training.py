@@ -33,7 +33,7 @@ from transformers import set_seed
 
 from sentence_transformers_inf.bundled import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.cpu_attention import use_cpu_attention, use_sdpa_again
-from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator
+from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator, Result, measure
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
 from sentence_transformers_inf.model_card import RECIPE_FILE, write_model_card
 from sentence_transformers_inf.modules import (
@@ -132,8 +132,9 @@ def train(
 
     Args:
         data: InF-IR records, as for :func:`~sentence_transformers_inf.load_records`; the split ``train`` is trained on,
-            and ``validation``, if there, chooses the checkpoint (by p-MRR). Or Promptriever's or FollowIR's training data,
-            as for :func:`~sentence_transformers_inf.load_rows`: a row counts as a record, and the last checkpoint is kept.
+            and ``validation``, if there, chooses the checkpoint: the last, unless the best by p-MRR is ahead of it by more
+            than the standard error of the difference. Or Promptriever's or FollowIR's training data, as for
+            :func:`~sentence_transformers_inf.load_rows`: a row counts as a record, and the last checkpoint is kept.
         base: Hub id or folder of any SentenceTransformer that begins with a Transformer. ``None``: :func:`bundled_base`.
         output: Folder for the model, its card, ``recipe.json``, the measurements on ``validation`` (``eval/``) and, until
             the run is finished, what resuming needs (``checkpoints/``).
@@ -186,7 +187,7 @@ def train(
         say: Told what was inferred of the base and the machine.
 
     Returns:
-        The best model, as saved.
+        The chosen model, as saved.
 
     Raises:
         FileExistsError: ``output`` holds a finished run, or an unfinished one with other settings.
@@ -266,15 +267,15 @@ def train(
     say(f"{_describe(model)}; {'bfloat16' if bf16 else 'float32'} on {_hardware()}{unpadded}")
     base_state = {name: value.clone() for name, value in model.state_dict().items()} if base_weight else {}
 
-    evaluator = None
+    evaluator, rows = None, None
     if validation is not None:
         rows = None if vectors is None else vectors[passage_rows(validation, passages).ravel()]
         evaluator = InstructionFollowingEvaluator(validation, name="validation", passage_embeddings=rows)
     share = min(1 / evaluations, 1 - 1e-6)  # of all steps: the trainer takes 1 for one step
     when: dict[str, Any] = {"save_strategy": "steps", "save_steps": share}
     if evaluator is not None:
-        when |= {"eval_strategy": "steps", "eval_steps": when["save_steps"], "load_best_model_at_end": True}
-        when |= {"metric_for_best_model": "eval_validation_p_mrr", "greater_is_better": True}
+        when |= {"eval_strategy": "steps", "eval_steps": when["save_steps"]}
+        when |= {"metric_for_best_model": "eval_validation_p_mrr", "greater_is_better": True}  # whose checkpoint is kept
     rates = {}
     if not adapter and isinstance(model[0], InstructionRouter) and "base" in model[0].sub_modules:
         rates = {r"sub_modules\.base\.": PASSAGE_RATE * learning_rate}
@@ -321,6 +322,8 @@ def train(
     trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=view, loss=loss, evaluator=evaluator)
     started, resumed_from = time.monotonic(), _last_complete(checkpoints)
     trainer.train(resume_from_checkpoint=resumed_from)
+    if validation is not None:
+        _take_best(trainer, model, partial(measure, records=validation, passage_embeddings=rows))
     minutes = (time.monotonic() - started) / 60
 
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would encode under autocast from now on
@@ -356,6 +359,22 @@ def train(
             shutil.move(checkpoints / "eval", output / "eval")
         shutil.rmtree(checkpoints)
     return model
+
+
+def _take_best(trainer: SentenceTransformerTrainer, model: SentenceTransformer, measured: Callable[..., Result]) -> None:
+    """Load the checkpoint that had the highest p-MRR on validation, unless that is within the noise of the last one's.
+
+    On few records the maximum over the checkpoints is mostly luck, while the last has learned at the lowest rate. So an
+    earlier one must be ahead by more than the standard error, over the records, of its difference to the last.
+    """
+    if trainer.state.best_model_checkpoint is None or trainer.state.best_global_step == trainer.state.global_step:
+        return
+    last = {name: value.clone() for name, value in model.state_dict().items()}
+    values = measured(model).values["p_mrr"]
+    trainer._load_best_model()
+    ahead = measured(model).values["p_mrr"] - values
+    if not ahead.mean() > ahead.std(ddof=1) / len(ahead) ** 0.5:
+        model.load_state_dict(last)
 
 
 def _save(model: SentenceTransformer, output: Path, recipe: dict[str, Any], as_adapter: bool) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import InstructionTransformer, encoder_of, encoders_of
 from sentence_transformers_inf.training import HiddenDropout, bundled_base, train
 
-# Small enough for a test, with dropout and best-checkpoint selection so that both must survive a resume.
+# Small enough for a test, with dropout and the choice of a checkpoint so that both must survive a resume.
 RECIPE = {"batch_size": 2, "epochs": 2, "dropout": 0.1, "evaluations": 4, "show_progress": False, "learning_rate": 1e-4}
 RECIPE["bf16"] = False  # else the machine would choose, and bfloat16 rounds two runs that should be equal apart
 
@@ -144,6 +145,29 @@ def test_training_teaches_what_it_is_given(corpus, tmp_path):
         measure(load_instruction_model(model), records).means() for model in (bundled_base(), tmp_path / "model")
     )
     assert after["p_mrr"] > before["p_mrr"] + 5
+
+
+@pytest.mark.parametrize(
+    ("best", "taken"),
+    [
+        ([9.0, 9.0, 9.0, 10.0], True),
+        ([4.0, 0.0, 0.0, 1.0], True),  # ahead by 1.25, with a standard error of 0.95
+        ([3.0, 0.0, 0.0, -1.0], False),  # by 0.5, with one of 0.87
+        (None, False),
+    ],
+)
+def test_an_earlier_checkpoint_must_be_ahead_beyond_noise(best, taken):
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 1.0)  # the last; the best has 2.0
+    state = SimpleNamespace(best_model_checkpoint="checkpoint-5", best_global_step=5, global_step=5 if best is None else 9)
+    trainer = SimpleNamespace(state=state, _load_best_model=lambda: torch.nn.init.constant_(model.weight, 2.0))
+
+    def measured(model):
+        assert best is not None, "there is nothing to choose"
+        return SimpleNamespace(values={"p_mrr": np.array(best if model.weight.item() == 2 else [0.0] * 4)})
+
+    training._take_best(trainer, model, measured)
+    assert model.weight.item() == (2.0 if taken else 1.0)
 
 
 def test_a_seed_repeats_the_run(uninterrupted, corpus, tmp_path):
