@@ -24,6 +24,7 @@ from sentence_transformers_inf import load_instruction_model, load_records, trai
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import OBJECTIVES, InstructionContrastiveLoss
 from sentence_transformers_inf.modules import InstructionTransformer, add_lora, encoder_of, encoders_of, two_towers
+from sentence_transformers_inf.modules.instruction_transformer import _unpadded_rows
 from sentence_transformers_inf.training import train
 
 SIZE = {
@@ -192,7 +193,7 @@ def test_training_sees_the_prompts_of_use(base, data, tmp_path, monkeypatch):
 
     def look(self, features, **kwargs):
         if self.training:
-            seen.update(self.tokenizer.decode(row[1:3]) for row in features["input_ids"])
+            seen.update(self.tokenizer.decode(row["input_ids"][1:3]) for row in _unpadded_rows(features))
         return forward(self, features, **kwargs)
 
     monkeypatch.setattr(InstructionTransformer, "forward", look)
