@@ -48,6 +48,9 @@ def attend_on_cpu(
     fused one in float32.
 
     With ``cu_seq_lens_q``, which says where texts begin in one row of tokens (a batch of 1), each attends to itself alone.
+
+    Raises:
+        NotImplementedError: Texts in one row, and a position bias or a soft cap, which would be left out.
     """
     changed_scores = any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
     dropout = kwargs.get("dropout") or 0.0
@@ -161,9 +164,14 @@ AttentionMaskInterface.register(_NAME, eager_mask)
 
 def use_cpu_attention(model: SentenceTransformer, bf16: bool) -> list[InstructionTransformer]:
     """Let the encoders on a CPU that have ``sdpa`` attention use :func:`attend_on_cpu`, without padding where that changes
-    nothing; returns them, for :func:`use_sdpa_again`.
+    nothing.
 
-    In float32, encoders that must have padding stay as they are.
+    Args:
+        model: Changed in place.
+        bf16: Whether it is trained in bfloat16. In float32, encoders that must have padding stay as they are.
+
+    Returns:
+        The encoders that were changed, for :func:`use_sdpa_again`.
     """
     changed = []
     for encoder in encoders_of(model):
