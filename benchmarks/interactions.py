@@ -26,10 +26,10 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf.corpora import bundled_base, train
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import DEFAULT_TEMPLATE
-from sentence_transformers_inf.training import bundled_base, train
 
 # name: (interaction, objective, sampled instructions)
 RUNS = {

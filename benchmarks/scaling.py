@@ -27,12 +27,12 @@ from report import Row, at_least, at_most, peak_mib, report
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.losses import (
     CachedInstructionContrastiveLoss,
     InstructionContrastiveLoss,
     instruction_contrastive_loss,
 )
-from sentence_transformers_inf.training import bundled_base
 
 
 def fresh_model() -> SentenceTransformer:

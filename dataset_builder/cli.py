@@ -316,7 +316,8 @@ def analyze(
     from sentence_transformers import SentenceTransformer
 
     from dataset_builder import diversity
-    from sentence_transformers_inf.records import load_rows, record_splits
+    from sentence_transformers_inf.corpora import load_rows
+    from sentence_transformers_inf.records import record_splits
 
     datasets.disable_progress_bars()
     corpora = {}

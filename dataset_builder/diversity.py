@@ -200,7 +200,7 @@ def analyse(
     """Measure the instructions, queries and passages of corpora on samples of one size.
 
     Args:
-        corpora: By name: rows as :func:`~sentence_transformers_inf.records.load_rows` returns them.
+        corpora: By name: rows as :func:`~sentence_transformers_inf.corpora.load_rows` returns them.
         encode: Texts to an N×d array.
         sample: At most so many distinct texts of a kind; fewer where a corpus has fewer, and then of the others as well.
         seed: Of the samples.

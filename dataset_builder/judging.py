@@ -18,7 +18,7 @@ from datasets import Dataset
 from dataset_builder import stages
 from dataset_builder.client import OPENAI_URL, BadAnswer, LanguageModel, Limits, LiveTransport, Prices, Request, connect
 from dataset_builder.ledger import Ledger
-from sentence_transformers_inf.records import PASSAGE_COLUMNS, ROWS
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
 
 Step = Callable[[int, int], None]
 """Told how many of how many records are judged."""
@@ -177,7 +177,7 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path, step: Step |
 
 def _combinations() -> Iterator[tuple[str, str, str]]:
     """The three instructed queries with the three passages each, as columns."""
-    for query, instruction, _ in ROWS:
+    for query, instruction, _ in TRIPLES:
         for passage in PASSAGE_COLUMNS:
             yield query, instruction, passage
 

@@ -19,7 +19,7 @@ import jinja2
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from dataset_builder.quality import passage_words, words
-from sentence_transformers_inf.records import INSTRUCTION_TYPES, PASSAGE_COLUMNS, ROWS
+from sentence_transformers_inf.records import INSTRUCTION_TYPES, PASSAGE_COLUMNS, TRIPLES
 
 TYPE_MEANINGS = {
     "audience": "for whom the text is written: age, profession, knowledge, situation",
@@ -138,7 +138,7 @@ async def judge(record: dict[str, Any], ask: Ask, seed: int, pairwise: bool = Fa
     Returns:
         The record with ``judge_answers``: three of ``document``, ``hard_negative_document_1``,
         ``hard_negative_document_2``, ``several`` and ``none``, in the order of
-        :data:`~sentence_transformers_inf.records.ROWS`. The tuple stands if they are the three passages in this order.
+        :data:`~sentence_transformers_inf.records.TRIPLES`. The tuple stands if they are the three passages in this order.
     """
     judge_row = _judge_pairwise if pairwise else _judge_choice
     answers = await asyncio.gather(*(judge_row(record, row, ask, seed) for row in range(3)), return_exceptions=True)
@@ -149,7 +149,7 @@ async def judge(record: dict[str, Any], ask: Ask, seed: int, pairwise: bool = Fa
 
 
 async def _judge_choice(record: dict[str, Any], row: int, ask: Ask, seed: int) -> str:
-    query, instruction, _ = ROWS[row]
+    query, instruction, _ = TRIPLES[row]
     order = list(PASSAGE_COLUMNS)
     random.Random(f"{seed}/{record['id']}/{row}").shuffle(order)
     values = {"query": record[query], "instruction": record[instruction], "passages": [record[name] for name in order]}
@@ -158,7 +158,7 @@ async def _judge_choice(record: dict[str, Any], row: int, ask: Ask, seed: int) -
 
 
 async def _judge_pairwise(record: dict[str, Any], row: int, ask: Ask, seed: int) -> str:
-    query, instruction, _ = ROWS[row]
+    query, instruction, _ = TRIPLES[row]
     values = {"query": record[query], "instruction": record[instruction]}
     answers = await asyncio.gather(
         *(ask("judge_pairwise", YesNo, 50, values | {"passages": [record[name]]}) for name in PASSAGE_COLUMNS),
@@ -175,7 +175,7 @@ async def _judge_pairwise(record: dict[str, Any], row: int, ask: Ask, seed: int)
 
 def verdict(judge_answers: list[str]) -> str | None:
     """Why the judge's answers reject a tuple, ``None`` if all three are the intended passage."""
-    for name, (_, _, passage), answer in zip(_ROW_NAMES, ROWS, judge_answers):
+    for name, (_, _, passage), answer in zip(_ROW_NAMES, TRIPLES, judge_answers):
         if answer != passage:
             kind = answer if answer in ("several", "none") else "another passage"
             return f"judge: {kind} for the {name}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sentence_transformers_inf.records import RecordError, load_records, load_rows, training_dataset
+from sentence_transformers_inf.corpora import load_rows
+from sentence_transformers_inf.records import RecordError, load_records, training_dataset
 
 if TYPE_CHECKING:
     from sentence_transformers_inf.modules import InstructionTransformer, load_instruction_model

@@ -34,7 +34,7 @@ import yaml
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from sentence_transformers_inf.bundled import bundled_base
+from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.evaluation import METRICS, measure
 from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
 from sentence_transformers_inf.model_card import METRIC_NAMES, RECIPE_FILE

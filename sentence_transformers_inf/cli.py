@@ -379,11 +379,11 @@ def demo(
     """Train a model on the bundled corpus and show what it learned, in a few minutes on a CPU."""
     import datasets
 
+    from sentence_transformers_inf.corpora import bundled_base
     from sentence_transformers_inf.evaluation import measure
     from sentence_transformers_inf.model_card import RECIPE_FILE, add_results, write_model_card
     from sentence_transformers_inf.modules import load_instruction_model
     from sentence_transformers_inf.records import load_records
-    from sentence_transformers_inf.training import bundled_base
     from sentence_transformers_inf.training import train as run
 
     datasets.disable_progress_bars()

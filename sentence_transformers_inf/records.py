@@ -7,9 +7,7 @@ A record is three aligned rows, (q+, I+, d+), (q+, I-, d1) and (q-, I+, d2), eac
 from __future__ import annotations
 
 import importlib.resources
-import itertools
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,23 +41,20 @@ INSTRUCTION_TYPES = (
     "purpose",
 )
 
-ROWS = (
+TRIPLES = (
     ("query_positive", "instruction_positive", "document"),
     ("query_positive", "instruction_negative", "hard_negative_document_1"),
     ("query_negative", "instruction_positive", "hard_negative_document_2"),
 )
-"""The three rows of a record as (query, instruction, passage) columns."""
+"""The three aligned rows of a record, each as the columns of its query, instruction and passage."""
 
 TRAINING_COLUMNS = ("instructed_query", "poisoned_instruction", "poisoned_query")
-"""The instructed queries of :func:`training_dataset`, in the order of :data:`ROWS`."""
-
-_PAIR = {"instruction": Value("string"), "query": Value("string")}
+"""The instructed queries of :func:`training_dataset`, in the order of :data:`TRIPLES`."""
 
 ROW_COLUMNS = ("instruction", "query", "passage", "negative")
-"""The columns of :func:`load_rows`."""
+"""The columns of the rows of other corpora; see :mod:`~sentence_transformers_inf.corpora`."""
 
-_PROMPTRIEVER_COLUMNS = {"only_instruction", "only_query", "positive_passages"}
-_FOLLOWIR_COLUMNS = {"instruction", "query", "document", "label"}
+_PAIR = {"instruction": Value("string"), "query": Value("string")}
 
 _NOT_FOUND = (
     "{source}: no such file or folder, and no such dataset could be read from the Hugging Face Hub (pass 'mini' for the "
@@ -88,69 +83,12 @@ def load_records(source: str | Path, split: str | None = None) -> Dataset:
             sides, there is no such split, or none was named and there are several. Nothing is dropped silently.
         FileNotFoundError: No such file, folder or Hub dataset.
     """
-    return _checked(*_read(source, split, REQUIRED_COLUMNS))
-
-
-def load_rows(source: str | Path, split: str | None = None, limit: int | None = None) -> Dataset:
-    """Read any of the known instruction-following corpora as single rows, to compare them or to train on them.
-
-    Args:
-        source: As for :func:`load_records`. Known by their columns are InF-IR records (three rows each),
-            ``samaya-ai/msmarco-w-instructions`` (Promptriever, Weller et al. 2024, arXiv:2409.11136; its rows with an
-            instruction) and ``jhu-clsp/FollowIR-train`` (Weller et al. 2024, arXiv:2403.15246).
-        split: Which split; ``None``: the only one.
-        limit: The first so many rows only; of a dataset on the Hub, no more is downloaded than that takes.
-
-    Returns:
-        A dataset with the string columns ``instruction``, ``query``, ``passage`` (right for both) and ``negative``
-        (a passage that is not, instruction negatives before others; null where the corpus has none).
-
-    Raises:
-        RecordError: None of the known corpora, or no row with an instruction in it.
-        FileNotFoundError: No such file, folder or Hub dataset.
-    """
-    data, name = _read(source, split, (), stream=limit is not None)
-    columns = _columns(data)
-    if set(REQUIRED_COLUMNS) <= columns:
-        if limit is not None:  # three rows each
-            data = Dataset.from_list(list(data.take(math.ceil(limit / 3))))
-        rows = _rows_of_records(_checked(data, name))
-    elif columns >= _PROMPTRIEVER_COLUMNS:
-        rows = _rows_of_promptriever(data)
-    elif columns >= _FOLLOWIR_COLUMNS:
-        rows = _rows_of_followir(data)
-    else:
-        raise RecordError(
-            f"{name}: neither InF-IR records nor Promptriever's nor FollowIR's training data; it has the columns "
-            f"{', '.join(sorted(columns))}"
-        )
-    found = list(itertools.islice(rows, limit))
-    if not found:
-        raise RecordError(f"{name}: there is no row with an instruction in it")
-    return Dataset.from_list(found, features=Features({column: Value("string") for column in ROW_COLUMNS}))
-
-
-def load_training_data(source: str | Path, split: str | None = None, limit: int | None = None) -> Dataset:
-    """What ``train`` reads: InF-IR records, as :func:`load_records` does, or another corpus's rows, as :func:`load_rows`.
-
-    Args:
-        source: As for :func:`load_rows`.
-        split: Which split; ``None``: the only one.
-        limit: The first so many records or rows only.
-
-    Raises:
-        RecordError, FileNotFoundError: As those two say.
-    """
-    columns = _columns(_read(source, split, (), stream=True)[0])
-    if columns >= _PROMPTRIEVER_COLUMNS or columns >= _FOLLOWIR_COLUMNS:
-        return load_rows(source, split, limit)
-    records = load_records(source, split)
-    return records if limit is None else records.take(min(limit, len(records)))
+    return checked(*read_source(source, split, REQUIRED_COLUMNS))
 
 
 def is_on_hub(source: str | Path) -> bool:
     """Whether a source of records is a dataset on the Hub, and not the bundled corpus, a file or a folder."""
-    return _find(source)[1] is None
+    return _files_of(source)[1] is None
 
 
 def revision_of(records: Dataset) -> str | None:
@@ -169,7 +107,7 @@ def record_splits(source: str | Path) -> list[str]:
     Raises:
         FileNotFoundError: No such file, folder or Hub dataset.
     """
-    name, files = _find(source)
+    name, files = _files_of(source)
     if files is not None:
         return list(files)
     try:
@@ -200,7 +138,7 @@ def training_dataset(records: Dataset, instructions: bool = True) -> Dataset:
                 {"instruction": instruction if instructions else "", "query": query}
                 for instruction, query in zip(columns[instruction_column], columns[query_column])
             ]
-            for name, (query_column, instruction_column, _) in zip(TRAINING_COLUMNS, ROWS)
+            for name, (query_column, instruction_column, _) in zip(TRAINING_COLUMNS, TRIPLES)
         }
         return {**instructed, **{name: columns[name] for name in PASSAGE_COLUMNS}}
 
@@ -221,45 +159,14 @@ def _training_rows(rows: Dataset, instructions: bool) -> Dataset:
     return rows.map(view, remove_columns=rows.column_names, features=features, desc="Training view")
 
 
-def _rows_of_records(records: Dataset) -> Iterator[dict[str, str | None]]:
-    document, first, _ = PASSAGE_COLUMNS
-    for record in records:
-        for (query, instruction, passage), negative in zip(ROWS, (first, document, document)):
-            yield dict(zip(ROW_COLUMNS, (record[instruction], record[query], record[passage], record[negative])))
-
-
-def _rows_of_promptriever(data: Dataset | IterableDataset) -> Iterator[dict[str, str | None]]:
-    def text(passage: dict[str, Any]) -> str:
-        title = passage.get("title") or ""
-        return f"{title} {passage['text']}" if title.strip(" -") else passage["text"]
-
-    for example in data:
-        if example["has_instruction"] and example["only_instruction"] and example["positive_passages"]:
-            negatives = [*(example["new_negatives"] or ()), *(example["negative_passages"] or ())]
-            values = (text(example["positive_passages"][0]), text(negatives[0]) if negatives else None)
-            yield dict(zip(ROW_COLUMNS, (example["only_instruction"], example["only_query"], *values)))
-
-
-def _rows_of_followir(data: Dataset | IterableDataset) -> Iterator[dict[str, str | None]]:
-    """Relevant documents of an instructed query, each with the next of its irrelevant ones."""
-    groups: dict[tuple[str, str], tuple[list[str], list[str | None]]] = {}
-    for example in data:
-        relevant = str(example["label"]).strip().lower() in ("true", "1", "1.0")
-        of_query = groups.setdefault((example["instruction"], example["query"]), ([], []))
-        (of_query[0] if relevant else of_query[1]).append(example["document"])
-    for (instruction, query), (relevant_ones, others) in groups.items():
-        for passage, negative in zip(relevant_ones, others + [None] * len(relevant_ones)):
-            yield dict(zip(ROW_COLUMNS, (instruction, query, passage, negative)))
-
-
-def _read(
+def read_source(
     source: str | Path, split: str | None, columns: tuple[str, ...], stream: bool = False
 ) -> tuple[Dataset | IterableDataset, str]:
     """A source as it is, with its name for messages; ``columns`` must be in every line of JSON Lines.
 
     A dataset on the Hub is not downloaded as a whole where ``stream`` is asked for.
     """
-    name, files = _find(source)
+    name, files = _files_of(source)
     if files is None:
         try:
             if stream:
@@ -298,11 +205,11 @@ def _has_rows(path: Path) -> bool:
         return any(line.strip() for line in file)
 
 
-def _columns(data: Dataset | IterableDataset) -> set[str]:
+def columns_of(data: Dataset | IterableDataset) -> set[str]:
     return set(data.column_names or next(iter(data), ()))  # a stream may learn its columns only from its first example
 
 
-def _find(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
+def _files_of(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
     """The name of a source for messages, and its files by split; ``None`` where it can only be a Hub dataset."""
     path = Path(str(importlib.resources.files("dataset_builder") / "data")) if source == "mini" else Path(source)
     if path.is_file():
@@ -349,7 +256,7 @@ def _check_json(path: Path, columns: tuple[str, ...]) -> None:
                     raise RecordError(f"{path}, row {number}: the column {column!r} is missing")
 
 
-def _checked(data: Dataset, name: str) -> Dataset:
+def checked(data: Dataset, name: str) -> Dataset:
     if missing := [column for column in REQUIRED_COLUMNS if column not in data.column_names]:
         raise RecordError(
             f"{name}: the column {missing[0]!r} is missing; it has {', '.join(data.column_names) or 'no columns'}"

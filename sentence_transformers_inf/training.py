@@ -31,7 +31,7 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import set_seed
 
-from sentence_transformers_inf.bundled import BUNDLED_BASE, bundled_base
+from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base, load_training_data
 from sentence_transformers_inf.cpu_attention import use_cpu_attention, use_sdpa_again
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator, Result, measure
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
@@ -60,7 +60,6 @@ from sentence_transformers_inf.records import (
     TRAINING_COLUMNS,
     is_on_hub,
     load_records,
-    load_training_data,
     record_splits,
     revision_of,
     training_dataset,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sentence_transformers_inf import load_instruction_model, load_records
-from sentence_transformers_inf.training import bundled_base
+from sentence_transformers_inf.corpora import bundled_base
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 datasets.disable_progress_bars()

@@ -10,7 +10,7 @@ import pytest
 from sentence_transformers_inf import load_instruction_model, load_records
 from sentence_transformers_inf.benchmarks import get_suite
 from sentence_transformers_inf.evaluation import measure
-from sentence_transformers_inf.records import ROWS
+from sentence_transformers_inf.records import TRIPLES
 from tests.test_hub import Hub, error_line
 
 PUSH = """
@@ -27,12 +27,12 @@ def follow_ir(records):
     corpus, queries, instructions, qrels, ranked, changed = [], [], [], [], [], []
     for number, record in enumerate(records):
         names = [f"{number}-{place}" for place in range(3)]
-        corpus += [{"_id": name, "title": "", "text": record[row[2]]} for name, row in zip(names, ROWS)]
+        corpus += [{"_id": name, "title": "", "text": record[row[2]]} for name, row in zip(names, TRIPLES)]
         for change, (before, after) in enumerate(((0, 1), (1, 0))):
             for kind, place in (("og", before), ("changed", after)):
                 identifier = f"{number}-{change}-{kind}"
-                queries.append({"_id": identifier, "text": record[ROWS[place][0]]})
-                instructions.append({"query-id": identifier, "instruction": record[ROWS[place][1]]})
+                queries.append({"_id": identifier, "text": record[TRIPLES[place][0]]})
+                instructions.append({"query-id": identifier, "instruction": record[TRIPLES[place][1]]})
                 qrels.append({"query-id": identifier, "corpus-id": names[place], "score": 1})
             changed.append({"query-id": f"{number}-{change}", "corpus-ids": [names[before]]})
     pool = [passage["_id"] for passage in corpus]
@@ -71,7 +71,7 @@ def mair(records, parts):
         prefix = f"{part}_" if part else ""
         asked, passages = [], []
         for number, record in enumerate(records.select(chosen)):
-            for place, (query, instruction, passage) in enumerate(ROWS):
+            for place, (query, instruction, passage) in enumerate(TRIPLES):
                 name = f"{number}-{place}"
                 labels = [{"id": name, "score": 1}]
                 asked.append({"qid": name, "instruction": record[instruction], "query": record[query], "labels": labels})

@@ -117,7 +117,8 @@ def test_a_dataset_is_private_unless_public_is_asked_for(hub, mini_on_hub, tmp_p
 def test_load_records_reads_what_was_published(hub, mini_on_hub, tmp_path):
     script = (
         "from huggingface_hub import HfApi\n"
-        "from sentence_transformers_inf.records import is_on_hub, load_records, load_rows, revision_of\n"
+        "from sentence_transformers_inf import load_rows\n"
+        "from sentence_transformers_inf.records import is_on_hub, load_records, revision_of\n"
         f"records = load_records({mini_on_hub!r}, 'validation')\n"
         f"assert revision_of(records) == HfApi().dataset_info({mini_on_hub!r}).sha and is_on_hub({mini_on_hub!r})\n"
         "assert revision_of(load_records('mini', 'validation')) is None and not is_on_hub('mini')\n"

@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from transformers.utils import logging as transformers_logging
 
 from sentence_transformers_inf import InstructionTransformer, load_instruction_model
-from sentence_transformers_inf.training import bundled_base
+from sentence_transformers_inf.corpora import bundled_base
 
 INSTRUCTION, QUERY = "Only for complete beginners, without jargon.", "how do vaccines work"
 PASSAGES = ["Vaccines train the immune system.", "a", "The stock market fell on Monday. " * 40]

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 
 from sentence_transformers_inf import RecordError, load_records, load_rows, training_dataset
+from sentence_transformers_inf.corpora import load_training_data
 from sentence_transformers_inf.records import (
     FEATURES,
     INSTRUCTION_TYPES,
@@ -13,7 +14,6 @@ from sentence_transformers_inf.records import (
     PASSAGE_COLUMNS,
     REQUIRED_COLUMNS,
     ROW_COLUMNS,
-    load_training_data,
     record_splits,
 )
 from tests.other_corpora import FOLLOWIR, PROMPTRIEVER

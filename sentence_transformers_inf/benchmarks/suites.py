@@ -12,7 +12,7 @@ from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from sentence_transformers_inf.benchmarks.mair import MAIR_TASKS, mair_task
-from sentence_transformers_inf.records import ROWS, load_records
+from sentence_transformers_inf.records import TRIPLES, load_records
 
 SUITES = {
     "FollowIR": "p-MRR on Robust04, News21 and Core17 (Weller et al. 2024, arXiv:2403.15246)",
@@ -117,10 +117,10 @@ class MiniInstructionRetrieval(AbsTaskRetrieval):
         corpus, queries, relevant, self.changed = [], [], {}, {}
         for number, record in enumerate(records):
             names = [f"{number}-{place}" for place in range(3)]
-            corpus += [{"id": name, "title": "", "text": record[row[2]]} for name, row in zip(names, ROWS)]
+            corpus += [{"id": name, "title": "", "text": record[row[2]]} for name, row in zip(names, TRIPLES)]
             for change, (before, after) in enumerate(((0, 1), (1, 0))):
                 for kind, place in (("og", before), ("changed", after)):
-                    query, instruction, _ = ROWS[place]
+                    query, instruction, _ = TRIPLES[place]
                     identifier = f"{number}-{change}-{kind}"
                     queries.append({"id": identifier, "text": record[query], "instruction": record[instruction]})
                     relevant[identifier] = {names[place]: 1}

@@ -21,7 +21,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.util import normalize_embeddings
 
 from sentence_transformers_inf.evaluation import metrics
-from sentence_transformers_inf.records import PASSAGE_COLUMNS, ROWS
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
 
 METRICS = (
     "p_mrr",
@@ -133,7 +133,7 @@ class Result:
         self.values = values
         self.ranks = ranks
         self._instructed_ndcg = instructed_ndcg  # N×3, in [0, 1]
-        self._queries = np.asarray(queries).reshape(-1, len(ROWS))  # N×3 bare queries
+        self._queries = np.asarray(queries).reshape(-1, len(TRIPLES))  # N×3 bare queries
         self._instruction_types = instruction_types
 
     def means(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
@@ -179,9 +179,9 @@ def measure(
         "show_progress_bar": show_progress_bar,
         "convert_to_tensor": True,
     }
-    columns = {name: records[name] for name in {column for row in ROWS for column in row}}
-    queries = [query for record in zip(*(columns[query] for query, _, _ in ROWS)) for query in record]
-    instructions = [text for record in zip(*(columns[instruction] for _, instruction, _ in ROWS)) for text in record]
+    columns = {name: records[name] for name in {column for row in TRIPLES for column in row}}
+    queries = [query for record in zip(*(columns[query] for query, _, _ in TRIPLES)) for query in record]
+    instructions = [text for record in zip(*(columns[instruction] for _, instruction, _ in TRIPLES)) for text in record]
     passages = [passage for record in zip(*(columns[name] for name in PASSAGE_COLUMNS)) for passage in record]
     pairs = [{"instruction": instruction, "query": query} for instruction, query in zip(instructions, queries)]
     distinct_queries = list(dict.fromkeys(queries))
@@ -205,14 +205,14 @@ def score_embeddings(
 
     Args:
         records: N records.
-        instructed: 3N×d, the instructed queries in the order of :data:`~sentence_transformers_inf.records.ROWS`, record
+        instructed: 3N×d, the instructed queries in the order of :data:`~sentence_transformers_inf.records.TRIPLES`, record
             by record.
         plain: The embedding (d) of every bare query by its text.
         passages: 3N×d, d+, d1 and d2, record by record.
     """
     n = len(records)
     instructed, passages = normalize_embeddings(instructed.float()), normalize_embeddings(passages.float())
-    queries = [query for record in zip(*(records[query] for query, _, _ in ROWS)) for query in record]
+    queries = [query for record in zip(*(records[query] for query, _, _ in TRIPLES)) for query in record]
 
     # Ranks of the record's own three passages under each of its instructed queries.
     own_passages = np.repeat(np.arange(3 * n).reshape(n, 1, 3), 3, axis=1).reshape(3 * n, 3)
@@ -232,7 +232,7 @@ def score_embeddings(
     plain_embeddings = normalize_embeddings(torch.stack([plain[query] for query in rows_of]).float())
     plain_ranks, _ = _ranks(plain_embeddings, passages, np.maximum(relevant, 0))
     plain_ndcg = dict(zip(rows_of, metrics.ndcg_at_k(np.where(relevant >= 0, plain_ranks, 0), k=10)))
-    positive, negative = records[ROWS[0][0]], records[ROWS[2][0]]
+    positive, negative = records[TRIPLES[0][0]], records[TRIPLES[2][0]]
 
     values = {
         "p_mrr": changes.mean(axis=1),

@@ -15,7 +15,7 @@ from sentence_transformers.util import load_file_path
 from tokenizers.processors import Sequence, TemplateProcessing
 from torch import nn
 
-from sentence_transformers_inf.bundled import BUNDLED_BASE, bundled_base
+from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE, check_base
 from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 from sentence_transformers_inf.modules.instruction_router import (
