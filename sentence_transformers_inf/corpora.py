@@ -26,6 +26,7 @@ from sentence_transformers_inf.records import (
     columns_of,
     load_records,
     read_source,
+    with_source,
 )
 
 BUNDLED_BASE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -73,7 +74,8 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
     found = list(itertools.islice(rows, limit))
     if not found:
         raise RecordError(f"{name}: there is no row with an instruction in it")
-    return Dataset.from_list(found, features=Features({column: Value("string") for column in ROW_COLUMNS}))
+    features = Features({column: Value("string") for column in ROW_COLUMNS})
+    return with_source(Dataset.from_list(found, features=features), source)
 
 
 def load_training_data(source: str | Path, split: str | None = None, limit: int | None = None) -> Dataset:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 QUERY_COLUMNS = ("query_positive", "query_negative")
 INSTRUCTION_COLUMNS = ("instruction_positive", "instruction_negative")
@@ -56,6 +58,9 @@ ROW_COLUMNS = ("instruction", "query", "passage", "negative")
 
 _PAIR = {"instruction": Value("string"), "query": Value("string")}
 
+_AT = " @ "
+"""Between a source and its revision."""
+
 _NOT_FOUND = (
     "{source}: no such file or folder, and no such dataset could be read from the Hugging Face Hub (pass 'mini' for the "
     "bundled corpus): {error}"
@@ -83,7 +88,7 @@ def load_records(source: str | Path, split: str | None = None) -> Dataset:
             sides, there is no such split, or none was named and there are several. Nothing is dropped silently.
         FileNotFoundError: No such file, folder or Hub dataset.
     """
-    return checked(*read_source(source, split, REQUIRED_COLUMNS))
+    return with_source(checked(*read_source(source, split, REQUIRED_COLUMNS)), source)
 
 
 def is_on_hub(source: str | Path) -> bool:
@@ -91,14 +96,33 @@ def is_on_hub(source: str | Path) -> bool:
     return _files_of(source)[1] is None
 
 
-def revision_of(records: Dataset) -> str | None:
-    """The commit of the Hub dataset that records were read from; ``None`` for others.
+@dataclass(frozen=True)
+class Source:
+    """Where records came from."""
 
-    Args:
-        records: Records as :func:`load_records` returns them. ``datasets`` names the folder of its cache after the commit.
-    """
-    folder = Path(records.cache_files[0]["filename"]).parent.name if records.cache_files else ""
-    return folder if re.fullmatch("[0-9a-f]{40}", folder) else None
+    name: str
+    """As it was given: ``"mini"``, a path, or an id on the Hub."""
+    on_hub: bool
+    revision: str | None
+    """The commit of a dataset on the Hub."""
+
+
+def source_of(data: Dataset) -> Source | None:
+    """Where records or rows were read from, also of a part of them; ``None`` for data that were made otherwise."""
+    name, at, revision = str(data.info.dataset_name or "").partition(_AT)
+    return Source(name, bool(revision), revision.strip("?") or None) if at else None
+
+
+def with_source(data: Dataset, source: str | Path) -> Dataset:
+    """Note in data where they were read from, for :func:`source_of`."""
+    revision = ""
+    if is_on_hub(source):
+        try:
+            revision = HfApi().dataset_info(str(source)).sha or "?"
+        except (HfHubHTTPError, OfflineModeIsEnabled, ConnectionError):
+            revision = "?"  # read from the cache
+    data.info.dataset_name = f"{source}{_AT}{revision}"
+    return data
 
 
 def record_splits(source: str | Path) -> list[str]:

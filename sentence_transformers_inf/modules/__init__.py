@@ -1,16 +1,15 @@
 """Sentence Transformers modules in which an instruction meets its query, and models made of them."""
 
-from sentence_transformers_inf.modules.adapter import detach_adapter, save_adapter
+from sentence_transformers_inf.modules.adapter import detach_adapter, is_adapter, save_adapter
 from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 from sentence_transformers_inf.modules.instruction_router import (
     InstructionRouter,
-    add_lora,
+    adapter_tower,
+    copy_tower,
     encoder_of,
     encoders_of,
-    has_lora,
     instructed_tower,
-    merge_lora,
-    name_base,
+    is_single,
     two_towers,
 )
 from sentence_transformers_inf.modules.instruction_transformer import (
@@ -19,6 +18,8 @@ from sentence_transformers_inf.modules.instruction_transformer import (
     separated_template,
 )
 from sentence_transformers_inf.modules.loading import attach_adapter, load_instruction_model
+from sentence_transformers_inf.modules.lora import add_lora, has_lora, merge_lora
+from sentence_transformers_inf.modules.packed_transformer import PackedTransformer
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -26,16 +27,20 @@ __all__ = [
     "InstructionQueryAttention",
     "InstructionRouter",
     "InstructionTransformer",
+    "PackedTransformer",
+    "adapter_tower",
     "add_lora",
     "attach_adapter",
+    "copy_tower",
     "detach_adapter",
     "encoder_of",
     "encoders_of",
     "has_lora",
     "instructed_tower",
+    "is_adapter",
+    "is_single",
     "load_instruction_model",
     "merge_lora",
-    "name_base",
     "save_adapter",
     "separated_template",
     "two_towers",

@@ -1,7 +1,7 @@
 """Let instruction and query meet in cross-attention (Zhuang et al. 2025, §4, "attention").
 
 Instruction and query are encoded apart by the same transformer (see
-:class:`~sentence_transformers_inf.modules.InstructionTransformer` with ``pack=True``).
+:class:`~sentence_transformers_inf.modules.PackedTransformer`).
 :class:`InstructionQueryAttention` takes the place of the pooling: rows with an instruction are pooled with it, all others
 (passages, bare queries) as they always were.
 """
@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from sentence_transformers_inf.modules.saved_as import saved_as
 
 CONFIG_FILE = "instruction_query_attention.json"
 
@@ -23,6 +27,7 @@ KINDS = ("paper", "gated")
 """How an instruction acts on its query; see :class:`InstructionQueryAttention`."""
 
 
+@saved_as(Pooling)
 class InstructionQueryAttention(Pooling):
     """Pooling of a query's tokens under an instruction; without one, the pooling that it takes the place of.
 
@@ -82,7 +87,7 @@ class InstructionQueryAttention(Pooling):
         return features
 
     def combine(
-        self, pooled: Tensor, query: Tensor, query_mask: Tensor, instruction: Tensor, mask: Tensor, every: bool = False
+        self, pooled: Tensor, query: Tensor, query_mask: Tensor, instruction: Tensor, mask: Tensor, all_pairs: bool = False
     ) -> Tensor:
         """The embeddings (K×d) of K queries under their instructions, or (Q×A×d) of Q queries under each of A instructions.
 
@@ -92,17 +97,17 @@ class InstructionQueryAttention(Pooling):
             query_mask: K×m, 1 where there is a token.
             instruction: K×n×d, the instructions' token embeddings.
             mask: K×n.
-            every: Every query with every instruction, and not row by row.
+            all_pairs: Every query with every instruction, and not row by row.
         """
         if self.kind == "paper":
-            read = _attend(instruction, mask, query, query_mask, query, 1, every)
-            return read.transpose(0, 1) if every else read
-        read = self.instruction_to_query(instruction, mask, query, query_mask, every)
-        told = self.query_to_instruction(query, query_mask, instruction, mask, every)
+            read = _attend(instruction, mask, query, query_mask, query, 1, all_pairs)
+            return read.transpose(0, 1) if all_pairs else read
+        read = self.instruction_to_query(instruction, mask, query, query_mask, all_pairs)
+        heard = self.query_to_instruction(query, query_mask, instruction, mask, all_pairs)
         # Adam moves every weight by about the learning rate, and a row of d of them what comes out by up to d times as much:
         # the factor lets the gate, one weight for each dimension, keep up.
         gate = len(self.gate) * self.gate
-        return (pooled[:, None] + gate * (read.transpose(0, 1) + told)) if every else pooled + gate * (read + told)
+        return (pooled[:, None] + gate * (read.transpose(0, 1) + heard)) if all_pairs else pooled + gate * (read + heard)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """As ``Pooling.save``, and beside it the kind and, of ``"gated"``, the weights."""
@@ -114,27 +119,56 @@ class InstructionQueryAttention(Pooling):
 
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> InstructionQueryAttention:  # type: ignore[override]
-        """Load what :meth:`save` wrote, from a folder or the Hub."""
+        """Load what :meth:`save` wrote, from a folder or the Hub; of what ``Pooling`` wrote, a ``Pooling``."""
         names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
         place = {name: kwargs[name] for name in names if name in kwargs}
         settings = cls.load_config(model_name_or_path, config_filename=CONFIG_FILE, **place)
+        if not settings:
+            return Pooling.load(model_name_or_path, **place)  # type: ignore[return-value]
         module = cls(**settings, **cls.load_config(model_name_or_path, **place))
         if module.kind == "gated":
             cls.load_torch_weights(model_name_or_path, model=module, **place)
         return module
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _empty, (), self.__dict__
+
+def embed_pairs(
+    modules: nn.Sequential, encoded: Sequence[Mapping[str, Any]], query_at: Tensor, instruction_at: Tensor
+) -> Tensor:
+    """The embeddings (Q×A×d) of Q queries under each of A instructions, from tokens that were encoded once.
+
+    Args:
+        modules: Those that encoded the texts, an :class:`InstructionQueryAttention` second.
+        encoded: The features of some batches of instructed queries, as the modules left them.
+        query_at: Q, which of the texts of all batches have the queries.
+        instruction_at: A, which of them have the instructions.
+    """
+    queries: list[tuple[Tensor, Tensor]] = []  # tokens and mask of each text's query
+    instructions: dict[int, tuple[Tensor, Tensor]] = {}
+    for features in encoded:
+        start = len(queries)
+        queries.extend(zip(features["token_embeddings"], features["attention_mask"]))
+        if "instruction_rows" in features:
+            tokens = zip(features["instruction_embeddings"], features["instruction_attention_mask"])
+            instructions.update(zip((features["instruction_rows"] + start).tolist(), tokens))
+    pooled = torch.cat([features["query_embedding"] for features in encoded])
+    attention, *rest = list(modules)[1:]
+    assert isinstance(attention, InstructionQueryAttention)
+    embeddings = attention.combine(
+        pooled[query_at],
+        *_stack([queries[at] for at in query_at.tolist()]),
+        *_stack([instructions[at] for at in instruction_at.tolist()]),
+        all_pairs=True,
+    )
+    features = {"sentence_embedding": embeddings.flatten(0, 1)}
+    for module in rest:
+        features = module(features)
+    return features["sentence_embedding"].unflatten(0, embeddings.shape[:2])
 
 
-def _empty() -> InstructionQueryAttention:
-    return InstructionQueryAttention.__new__(InstructionQueryAttention)
-
-
-# Saved under its parent's name, as InstructionTransformer is: a machine without this package loads the folder with ordinary
-# pooling, which is what passages and bare queries have here.
-InstructionQueryAttention.__module__ = Pooling.__module__
-InstructionQueryAttention.__name__ = Pooling.__name__
+def _stack(texts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Tokens (n×d, of several n) and masks (n) in one tensor each, padded to the longest."""
+    tokens, masks = zip(*texts)
+    return pad_sequence(list(tokens), batch_first=True), pad_sequence(list(masks), batch_first=True)
 
 
 class _CrossAttention(nn.Module):
@@ -151,13 +185,13 @@ class _CrossAttention(nn.Module):
             nn.init.eye_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(self, asking: Tensor, asking_mask: Tensor, asked: Tensor, asked_mask: Tensor, every: bool) -> Tensor:
+    def forward(self, asking: Tensor, asking_mask: Tensor, asked: Tensor, asked_mask: Tensor, all_pairs: bool) -> Tensor:
         queries, keys, values = self.query(asking), self.key(asked), self.value(asked)
-        return self.output(_attend(queries, asking_mask, keys, asked_mask, values, self.heads, every))
+        return self.output(_attend(queries, asking_mask, keys, asked_mask, values, self.heads, all_pairs))
 
 
 def _attend(
-    queries: Tensor, query_mask: Tensor, keys: Tensor, key_mask: Tensor, values: Tensor, heads: int, every: bool
+    queries: Tensor, query_mask: Tensor, keys: Tensor, key_mask: Tensor, values: Tensor, heads: int, all_pairs: bool
 ) -> Tensor:
     """The mean over a text's n tokens of softmax(queries keysᵀ / √e) values, in each head of size e.
 
@@ -168,13 +202,13 @@ def _attend(
         key_mask: K×m, or B×m.
         values: As ``keys``.
         heads: How many.
-        every: All A·B pairs (A×B×d), and not row by row (K×d).
+        all_pairs: All A·B pairs (A×B×d), and not row by row (K×d).
     """
     queries, keys, values = (tensor.unflatten(-1, (heads, -1)) for tensor in (queries, keys, values))
-    scores = torch.einsum("anhe,bmhe->abhnm" if every else "knhe,kmhe->khnm", queries, keys)
+    scores = torch.einsum("anhe,bmhe->abhnm" if all_pairs else "knhe,kmhe->khnm", queries, keys)
     scores = (scores / math.sqrt(queries.shape[-1])).masked_fill((key_mask == 0)[:, None, None, :], -torch.inf)
     share = (query_mask != 0).to(scores.dtype)
     share = share / share.sum(dim=1, keepdim=True)
     # The mean of what the tokens read is what is read by their mean attention.
-    weights = torch.einsum("abhnm,an->abhm" if every else "khnm,kn->khm", scores.softmax(dim=-1), share)
-    return torch.einsum("abhm,bmhe->abhe" if every else "khm,kmhe->khe", weights, values).flatten(-2)
+    weights = torch.einsum("abhnm,an->abhm" if all_pairs else "khnm,kn->khm", scores.softmax(dim=-1), share)
+    return torch.einsum("abhm,bmhe->abhe" if all_pairs else "khm,kmhe->khe", weights, values).flatten(-2)

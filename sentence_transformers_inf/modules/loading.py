@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Router
+from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import load_file_path
 from tokenizers.processors import Sequence, TemplateProcessing
@@ -20,11 +20,18 @@ from sentence_transformers_inf.modules.adapter import ADAPTER_FILE, check_base
 from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 from sentence_transformers_inf.modules.instruction_router import (
     InstructionRouter,
+    adapter_tower,
+    copy_tower,
     encoder_of,
-    instructed_tower,
-    share_weights,
 )
-from sentence_transformers_inf.modules.instruction_transformer import CONFIG_FILE, check_template, take_instructions
+from sentence_transformers_inf.modules.instruction_transformer import (
+    CONFIG_FILE,
+    DEFAULT_TEMPLATE,
+    InstructionTransformer,
+    check_template,
+)
+from sentence_transformers_inf.modules.lora import ADAPTER_NAME
+from sentence_transformers_inf.modules.packed_transformer import PackedTransformer
 
 _UNREADABLE = "{name}: cannot be loaded as a SentenceTransformer: {error}"
 
@@ -70,22 +77,74 @@ def load_instruction_model(
         >>> model.encode({"instruction": "For a ten-year-old.", "query": "why is the sky blue"}).shape  # doctest: +SKIP
         (384,)
     """
-    if template is not None:
-        check_template(template)
-    if max_query_length is not None and max_query_length < 1:
-        raise ValueError(f"max_query_length must be positive, got {max_query_length}")
-    if interaction not in (None, "concatenation", *KINDS):
-        raise ValueError(f"unknown interaction {interaction!r}; there are concatenation, {', '.join(KINDS)}")
+    check_settings(template, max_query_length, interaction)
     if not isinstance(model, SentenceTransformer):
         model = read_model(str(model), base, **kwargs)
     take_instructions(encoder_of(model), template, max_query_length, interaction)
     return model
 
 
+def check_settings(template: str | None, max_query_length: int | None, interaction: str | None) -> None:
+    """Refuse settings that no model can take, before one is loaded.
+
+    Raises:
+        ValueError: The message names the setting.
+    """
+    if template is not None:
+        check_template(template)
+    if max_query_length is not None and max_query_length < 1:
+        raise ValueError(f"max_query_length must be positive, got {max_query_length}")
+    if interaction not in (None, "concatenation", *KINDS):
+        raise ValueError(f"unknown interaction {interaction!r}; there are concatenation, {', '.join(KINDS)}")
+
+
+def take_instructions(
+    modules: nn.Sequential,
+    template: str | None = None,
+    max_query_length: int | None = None,
+    interaction: str | None = None,
+) -> None:
+    """Change modules in place so that they take ``{"instruction", "query"}`` inputs; ``None`` leaves a setting as it is.
+
+    Args:
+        modules: Those of a SentenceTransformer, or of a route of a ``Router``: a ``Transformer``, its pooling, and the rest.
+        template: See :func:`load_instruction_model`, as for the further arguments.
+        max_query_length: The same.
+        interaction: The same.
+
+    Raises:
+        ValueError: They do not begin with a Transformer, or, for attention, there is no pooling after it.
+    """
+    first: Any = modules[0]
+    second = modules[1] if len(modules) > 1 else None
+    if not isinstance(first, Transformer):
+        raise ValueError(
+            f"the model begins with a {type(first).__name__} module; instructions can be joined to queries only in a "
+            "model that begins with a Transformer"
+        )
+    if interaction in KINDS and not (isinstance(second, InstructionQueryAttention) and second.kind == interaction):
+        if not isinstance(second, Pooling):
+            raise ValueError("attention takes the place of the pooling, and the model has none after its Transformer")
+        weight = next(first.parameters())
+        second = InstructionQueryAttention(str(interaction), **second.get_config_dict())
+        modules[1] = second.to(weight.device, weight.dtype)
+    elif interaction == "concatenation" and isinstance(second, InstructionQueryAttention):
+        modules[1] = second = Pooling(**second.get_config_dict())
+    if not isinstance(first, InstructionTransformer):
+        first.template, first.max_query_length = DEFAULT_TEMPLATE, None
+    packed = isinstance(second, InstructionQueryAttention)
+    if packed or isinstance(first, PackedTransformer):
+        first.unpad_inputs = False if packed else None  # one row holds two texts
+    # The same module with further methods: whatever the host keeps in it stays, its weights are not copied.
+    first.__class__ = PackedTransformer if packed else InstructionTransformer
+    first.template = template or first.template
+    first.max_query_length = max_query_length or first.max_query_length
+
+
 def read_model(name: str, base: str | Path | SentenceTransformer | None = None, **kwargs: Any) -> SentenceTransformer:
     """What was saved under a name, its own modules in the places of those under whose names they were saved.
 
-    Its first module is an :class:`~sentence_transformers_inf.modules.InstructionTransformer` only if it was one then.
+    Its modules take instructions only if they did so then.
     """
     if not Path(name).exists() and (name.count("/") > 1 or name[0] in "./~"):
         raise FileNotFoundError(f"{name}: no such model folder (and not the id of a model on the Hub)")
@@ -104,14 +163,14 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
                 base = bundled_base()
         else:
             kwargs.pop("revision", None)
-        return attach_adapter(load_instruction_model(base, **kwargs), name, **place)
+        base_model = base if isinstance(base, SentenceTransformer) else read_model(str(base), **kwargs)
+        return attach_adapter(base_model, name, **place)
     if base is not None:
         raise ValueError(f"{name} is no adapter: leave base out")
     try:
         model = SentenceTransformer(name, **kwargs)
     except (OSError, ValueError) as error:
         raise OSError(_UNREADABLE.format(name=name, error=error)) from error
-
     modules_file = load_file_path(name, "modules.json", **place)
     if modules_file is None:
         _complete_backbone(model)
@@ -122,10 +181,11 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
     if not isinstance(model[0], Router):
         _take_saved(model, name, folders, place)
     elif {"query", "document"} <= model[0].sub_modules.keys() or {"instructed", "base"} <= model[0].sub_modules.keys():
-        router = model[0] = InstructionRouter.from_router(model[0])
+        router: Any = model[0]
+        router.__class__ = InstructionRouter
         file = str(load_file_path(name, f"{folders[0]}/{router.config_file_name}".lstrip("/"), **place))
-        structure = json.loads(Path(file).read_text(encoding="utf-8"))["structure"][router.instructed_route]
-        _take_saved(encoder_of(model), name, [f"{folders[0]}/{part}".lstrip("/") for part in structure], place)
+        for route, parts in json.loads(Path(file).read_text(encoding="utf-8"))["structure"].items():
+            _take_saved(router.route(route), name, [f"{folders[0]}/{part}".lstrip("/") for part in parts], place)
     return model
 
 
@@ -136,7 +196,7 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
     memory once. :func:`~sentence_transformers_inf.modules.detach_adapter` gives it back.
 
     Args:
-        base: The model that the adapter was made for, from :func:`load_instruction_model`.
+        base: The model that the adapter was made for.
         adapter: Its id on the Hub or its folder.
         **place: ``revision``, ``token``, ``cache_folder``, ``local_files_only`` for the Hub.
 
@@ -152,30 +212,30 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
     modules_file = str(load_file_path(str(adapter), "modules.json", **place))
     folders = [entry["path"] for entry in json.loads(Path(modules_file).read_text(encoding="utf-8"))]
     if settings["lora"]:
-        from sentence_transformers_inf.modules.lora import fuse_lora, share_modules
-
-        tower = nn.Sequential(*share_weights(list(base)))
+        tower = nn.Sequential(*copy_tower(base, share=True))
         transformer: Any = tower[0]
         for name in ("adapter_config.json", "adapter_model.safetensors"):  # side by side, from the Hub too
             weights = load_file_path(str(adapter), name, **place)
-        transformer.model.load_adapter(str(Path(str(weights)).parent))
-        fuse_lora(transformer.model)
-        share_modules(transformer.model, base[0].get_submodule("model"))
+        transformer.model.load_adapter(str(Path(str(weights)).parent), ADAPTER_NAME)
     else:
-        tower = nn.Sequential(*SentenceTransformer(str(adapter), device=str(base.device), **place))
+        whole = SentenceTransformer(str(adapter), device=str(base.device), model_kwargs={"dtype": base.dtype}, **place)
+        tower = nn.Sequential(*whole)
     _take_saved(tower, str(adapter), folders, place)
-    return instructed_tower(base, list(tower)).eval()
+    model = adapter_tower(base, list(tower)).eval()
+    model[0].origin = settings["base"], settings["revision"]  # type: ignore[assignment]
+    return model
 
 
 def _take_saved(modules: nn.Sequential, name: str, folders: list[str], place: dict[str, Any]) -> None:
-    """Make the modules of an encoder what ``instruction_config.json`` beside the first of them says they were."""
+    """Make the modules of an encoder what the files beside them say they were."""
     path = load_file_path(name, f"{folders[0]}/{CONFIG_FILE}".lstrip("/"), **place)
     if path is None:
         return
     saved = json.loads(Path(path).read_text(encoding="utf-8"))
-    if saved["pack"]:
-        device = next(modules.parameters()).device
-        modules[1] = InstructionQueryAttention.load(name, subfolder=folders[1], **place).to(device)
+    if len(modules) > 1 and isinstance(modules[1], Pooling):
+        weight = next(modules.parameters())
+        pooling = InstructionQueryAttention.load(name, subfolder=folders[1], **place)
+        modules[1] = pooling.to(weight.device, weight.dtype)
     take_instructions(modules, saved["template"], saved["max_query_length"])
 
 

@@ -1,0 +1,274 @@
+"""The settings of a training run: the one source of the command line, YAML files, ablations, the recipe file and the
+card."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from sentence_transformers_inf.losses.functional import OBJECTIVES, objective_terms
+from sentence_transformers_inf.modules import KINDS, InstructionQueryAttention, encoder_of, is_adapter, is_single
+from sentence_transformers_inf.modules.loading import check_settings
+
+ADAPTER_LORA_R = 32
+"""Rank of an adapter's LoRA by default."""
+
+PASSAGE_RATE = 0.4
+"""Of the learning rate of instructed queries' own encoder: that of the other one."""
+
+SCHEDULES = {
+    "instructed": {
+        **{"num_train_epochs": 2.0, "learning_rate": 3e-4, "per_device_train_batch_size": 8},
+        "sampled_instructions": 0,
+    },
+    "both": {"num_train_epochs": 1.6, "learning_rate": 2.5e-4, "per_device_train_batch_size": 16},
+    "queries": {"num_train_epochs": 4.0, "learning_rate": 3e-4, "per_device_train_batch_size": 16},
+    "lora": {"num_train_epochs": 4.0, "learning_rate": 2e-3, "per_device_train_batch_size": 16},
+}
+"""Defaults by what is trained: instructed queries with an encoder of their own, one encoder or two for both sides, a copy
+of the encoder for instructed queries alone, or a LoRA. See docs/recipe.md."""
+
+_SHAPE_THE_WEIGHTS = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("learning_rate_mapping", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
+    *(
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "bf16",
+        "fp16",
+        "seed",
+        "data_seed",
+        "prompts",
+    ),
+    *("batch_sampler", "dataloader_drop_last", "neftune_noise_alpha"),
+)
+"""The host's arguments that an interrupted run must not change. What else it has is about saving, logging and machines."""
+
+_OF_THE_RUN = (
+    *("output_dir", "overwrite", "logging_steps", "save_total_limit", "hub_private_repo", "dataloader_pin_memory"),
+    "max_tokens_per_chunk",
+)
+"""The arguments of this class that do not decide the weights."""
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def _option(default: Any, help: str, *aliases: str) -> Any:
+    metadata: dict[str, Any] = {"help": help}
+    if aliases:
+        metadata["aliases"] = list(aliases)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
+    """Arguments of an :class:`~sentence_transformers_inf.training.InstructionTrainer`.
+
+    Here stand those that are specific to it, and the host's whose defaults differ. ``None`` stands for what is best for
+    what is trained (:data:`SCHEDULES`, docs/recipe.md); :func:`resolve` fills it in. All arguments of Sentence
+    Transformers' and transformers' own classes may be given as well.
+
+    Raises:
+        ValueError: A value that cannot be, or values that contradict each other; the message names them.
+    """
+
+    output_dir: Optional[str] = _option("inf-embed", "Folder for checkpoints, the model and its card.", "--output")
+
+    # What is trained
+    objective: str = _option("multi_P_I", f"The objective: {', '.join(OBJECTIVES)}.")
+    instructions: bool = _option(True, "Train with the instructions; without them: the baseline that shows what they add.")
+    update: Optional[str] = _option(
+        None, "What is trained: both sides, or queries: an adapter for instructed queries, the base stays. Default: both."
+    )
+    encoders: Optional[str] = _option(
+        None,
+        "With an encoder of their own: instructed queries (instructed), queries (separate), nothing (shared). Default: "
+        "instructed; shared with LoRA, with attention and without instructions.",
+    )
+    interaction: Optional[str] = _option(
+        None, f"How instruction and query meet: concatenation, or attention: {', '.join(KINDS)}. Default: the base's."
+    )
+    template: Optional[str] = _option(
+        None, "How instruction and query are joined. Default: the base's, else '{query} [SEP] {instruction}'."
+    )
+    lora_r: Optional[int] = _option(None, f"Rank of a LoRA; 0: none. Default: {ADAPTER_LORA_R} for an adapter, else 0.")
+    merge_base: bool = _option(False, "Save the base with an adapter, and LoRA merged into the weights.")
+    frozen_layers: Optional[int] = _option(None, "Lowest layers that stay as they are, and the embeddings. Default: 2.")
+    passage_embeddings: Optional[str] = _option(
+        None, "With update queries: the passages' vectors from elsewhere (.npy, .parquet or a Hub dataset)."
+    )
+
+    # The loss
+    scale: float = _option(20.0, "Inverse temperature of the similarities.")
+    sampled_instructions: Optional[int] = _option(
+        None, "Candidate instructions drawn from other records. Default: 0 or 1, by what is trained; all with attention."
+    )
+    plain_weight: Optional[float] = _option(
+        None, "Weight of the bare queries, which keeps plain retrieval. Default: 0.75, for an adapter 0."
+    )
+    mini_batch_size: Optional[int] = _option(None, "Texts encoded at a time by GradCache, for batches larger than memory.")
+    max_tokens_per_chunk: Optional[int] = _option(None, "Tokens encoded at a time. Default: by the device.")
+
+    # The run
+    dropout: Optional[float] = _option(None, "Dropout of hidden states. Default: 0.1 where the encoder has dropout.")
+    evaluations: int = _option(4, "Evaluations and checkpoints, evenly over the run, unless save_steps is set.")
+    overwrite: bool = _option(False, "Start anew in a folder that holds another or a finished run.")
+
+    # The host's, with other defaults
+    num_train_epochs: Optional[float] = _option(None, "Passes over the records. Default: by what is trained.", "--epochs")
+    learning_rate: Optional[float] = _option(None, "Peak learning rate (AdamW). Default: by what is trained.", "--lr")
+    per_device_train_batch_size: Optional[int] = _option(
+        None, "Records per step and device. Default: by what is trained.", "--batch-size"
+    )
+    warmup_steps: float = _option(0.1, "Steps over which the learning rate rises; below 1: a share of all steps.")
+    bf16: Optional[bool] = _option(None, "Encode in bfloat16; the loss stays in float32. Default: where it is fast.")
+    logging_steps: float = _option(10, "Steps between two log lines.")
+    save_total_limit: Optional[int] = _option(2, "Checkpoints that are kept.")
+    hub_private_repo: Optional[bool] = _option(True, "Whether a repository on the Hub that is created is private.")
+    dataloader_pin_memory: Optional[bool] = _option(None, "Pin memory for faster transfers. Default: with CUDA.")
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bfloat16(self.use_cpu)
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else the host refuses bfloat16
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
+        super().__post_init__()
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the weights: all that is specific to this class, and what the host's weights depend on.
+
+        ``output_dir`` and whether to overwrite are no part of it. Paths are as they were given.
+        """
+        values = self.to_dict()
+        names = dict.fromkeys((*InstructionTrainingArguments.__annotations__, *_SHAPE_THE_WEIGHTS))
+        return {name: values[name] for name in names if name in values and name not in _OF_THE_RUN}
+
+
+def _check(args: InstructionTrainingArguments) -> None:
+    objective_terms(args.objective)
+    check_settings(args.template, None, args.interaction)
+    for name, values in (("update", ("both", "queries")), ("encoders", ("shared", "instructed", "separate"))):
+        if getattr(args, name) not in (None, *values):
+            raise ValueError(f"unknown {name} {getattr(args, name)!r}; there are {', '.join(values)}")
+    if args.update == "queries" and args.encoders is not None:
+        raise ValueError("with update='queries' it is said already what is encoded by what: leave encoders out")
+    if args.encoders == "instructed" and not args.instructions:
+        raise ValueError("without instructions nothing would train their encoder: leave encoders out")
+    if args.encoders == "instructed" and args.interaction in KINDS:
+        raise ValueError(f"encoders='instructed' and interaction={args.interaction!r} cannot be combined: leave one out")
+    if args.update != "queries" and args.passage_embeddings is not None:
+        raise ValueError("passage_embeddings are of passages that stay as they are: use them with update='queries'")
+    if args.update == "queries" and args.passage_embeddings is None and not args.instructions:
+        raise ValueError("an adapter encodes instructed queries alone: with update='queries' leave instructions on")
+    if args.lora_r and args.frozen_layers:
+        raise ValueError("a LoRA keeps all layers as they are: leave frozen_layers out")
+    numbers = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "evaluations", "mini_batch_size")
+    for name in (*numbers, "scale"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    for name in ("frozen_layers", "lora_r", "sampled_instructions", "plain_weight", "warmup_steps"):
+        if (value := getattr(args, name)) is not None and value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    if args.dropout is not None and not 0 <= args.dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and less than 1, got {args.dropout}")
+
+
+def resolve(args: InstructionTrainingArguments, model: SentenceTransformer) -> InstructionTrainingArguments:
+    """The arguments with every default that depends on the model or on other arguments filled in.
+
+    Args:
+        args: As they were given; they stay as they are.
+        model: That is to be trained, before it is prepared.
+
+    Raises:
+        ValueError: They do not fit the model.
+    """
+    args = copy.copy(args)
+    if is_adapter(model):
+        if args.update == "both" or args.encoders is not None:
+            raise ValueError("the model is an adapter, and its base stays as it is: leave update and encoders out")
+        args.update, args.lora_r = "queries", args.lora_r if args.lora_r is not None else ADAPTER_LORA_R
+    args.update = args.update or "both"
+    is_adapting = args.update == "queries" and args.passage_embeddings is None
+    args.lora_r = (ADAPTER_LORA_R if is_adapting else 0) if args.lora_r is None else args.lora_r
+    if args.update == "both":
+        args.encoders = _encoders(args, model)
+    default = SCHEDULES["lora" if args.lora_r else "instructed" if args.encoders == "instructed" else args.update]
+    for name, value in default.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.plain_weight = (0.0 if is_adapting else 0.75) if args.plain_weight is None else args.plain_weight
+    args.frozen_layers = (0 if args.lora_r else 2) if args.frozen_layers is None else args.frozen_layers
+    has_dropout = any(isinstance(module, torch.nn.Dropout) for module in model.modules())
+    if args.dropout and not has_dropout:
+        raise ValueError(f"the encoder has no dropout layers, dropout={args.dropout} would do nothing: leave dropout out")
+    args.dropout = (0.1 if has_dropout else 0.0) if args.dropout is None else args.dropout
+    if args.prompts is None:
+        args.prompts = _prompts(model)
+    if args.encoders == "instructed" and not args.learning_rate_mapping:
+        args.learning_rate_mapping = {r"sub_modules\.base\.": PASSAGE_RATE * float(args.learning_rate or 0)}
+    return args
+
+
+def _encoders(args: InstructionTrainingArguments, model: SentenceTransformer) -> str:
+    """Which encoders a model of its kind gets, or has."""
+    if not is_single(model):
+        has = "instructed" if "instructed" in model[0].sub_modules else "separate"  # type: ignore[operator]
+        if args.encoders not in (None, has):
+            raise ValueError(f"the model has encoders={has!r} already: leave encoders out")
+        if args.lora_r:
+            raise ValueError("a LoRA is added to a model with one encoder, or with update='queries'")
+        return has
+    encoder = encoder_of(model)
+    attends = len(encoder) > 1 and isinstance(encoder[1], InstructionQueryAttention) and args.interaction is None
+    if args.encoders == "instructed" and attends:
+        raise ValueError("the model has attention, with which encoders='instructed' cannot be: leave encoders out")
+    own = args.instructions and not args.lora_r and not attends and args.interaction in (None, "concatenation")
+    return args.encoders or ("instructed" if own else "shared")
+
+
+def set_intervals(args: InstructionTrainingArguments, has_evaluator: bool) -> None:
+    """Spread evaluations and checkpoints evenly over the run, and let the host load the best by p-MRR at its end.
+
+    What the arguments say of that already stays.
+    """
+    share = min(1 / args.evaluations, 1 - 1e-6)  # of all steps: the host takes 1 for one step
+    if args.save_strategy == SaveStrategy.STEPS and args.save_steps == 500:
+        args.save_steps = share
+    if has_evaluator and args.eval_strategy == IntervalStrategy.NO:
+        args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, args.save_steps
+    if has_evaluator and args.metric_for_best_model is None and args.save_strategy == SaveStrategy.STEPS:
+        args.metric_for_best_model, args.greater_is_better = "eval_validation_p_mrr", True
+        args.load_best_model_at_end = True
+
+
+def _prompts(model: SentenceTransformer) -> dict[str, str]:
+    """The prompt of each column of the training data: what encode_query and encode_document would put before it."""
+    from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRAINING_COLUMNS
+
+    query, passage = model.prompts.get("query"), model.prompts.get("document") or model.prompts.get("passage")
+    columns = {**dict.fromkeys(TRAINING_COLUMNS, query), **dict.fromkeys(PASSAGE_COLUMNS, passage)}
+    return {column: prompt for column, prompt in columns.items() if prompt}
+
+
+def has_fast_bfloat16(use_cpu: bool = False) -> bool:
+    """Whether this machine has instructions for bfloat16: a GPU that does, or an x86 CPU with AMX or AVX512-BF16."""
+    if torch.cuda.is_available() and not use_cpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not _CPUINFO.exists():
+        return False
+    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)

@@ -1,0 +1,302 @@
+"""Train an instruction-following embedding model: Sentence Transformers' trainer, from records to a saved model with its
+card."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from transformers import set_seed
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
+from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator, measure
+from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
+from sentence_transformers_inf.modules import detach_adapter, encoders_of, is_adapter, merge_lora, save_adapter
+from sentence_transformers_inf.modules.loading import read_model
+from sentence_transformers_inf.modules.lora import name_base
+from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
+from sentence_transformers_inf.records import (
+    REQUIRED_COLUMNS,
+    ROW_COLUMNS,
+    TRAINING_COLUMNS,
+    source_of,
+    training_dataset,
+)
+from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, resolve, set_intervals
+from sentence_transformers_inf.training.cpu import fast_on_cpu
+from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout
+from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder, read_recipe
+
+logger = logging.get_logger(__name__)
+
+
+class InstructionTrainer(SentenceTransformerTrainer):
+    """Sentence Transformers' trainer for retrievers that obey instructions.
+
+    It makes the encoders that the arguments ask for, the columns, the loss and the evaluator, and saves a finished model
+    with its recipe and card. A run that was interrupted goes on from its last checkpoint when it is made again with the same
+    arguments; in float32 on a CPU it ends with the same weights.
+
+    Args:
+        model: Hub id or folder of any SentenceTransformer that begins with a Transformer, or a loaded one, which is changed
+        in
+            place. ``None``: the bundled all-MiniLM-L6-v2. What was trained before is trained further.
+        args: The settings; ``None``: the defaults.
+        train_dataset: InF-IR records (:func:`~sentence_transformers_inf.load_records`), rows of other corpora
+            (:func:`~sentence_transformers_inf.load_rows`), or the columns of
+            :func:`~sentence_transformers_inf.training_dataset`.
+        eval_dataset: InF-IR records, on which p-MRR and the other measures are taken. They choose the checkpoint: the last,
+            unless the best by p-MRR is ahead of it by more than the standard error of the difference.
+        loss: Another loss than that of the arguments.
+        evaluator: Another evaluator than :class:`~sentence_transformers_inf.evaluation.InstructionFollowingEvaluator`.
+        **kwargs: As for ``SentenceTransformerTrainer`` (``callbacks``, ``optimizers``, ...).
+
+    Raises:
+        OSError: There is no such base model.
+        ValueError: The settings do not fit the model, or the data have other columns.
+
+    Example:
+        >>> from sentence_transformers_inf import InstructionTrainer, InstructionTrainingArguments, load_records
+        >>> trainer = InstructionTrainer(
+        ...     args=InstructionTrainingArguments(output_dir="my-model"),
+        ...     train_dataset=load_records("mini", "train"),
+        ...     eval_dataset=load_records("mini", "validation"),
+        ... )  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    training_args_class = InstructionTrainingArguments
+    args: InstructionTrainingArguments
+
+    def __init__(
+        self,
+        model: str | Path | SentenceTransformer | None = None,
+        args: InstructionTrainingArguments | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        loss: torch.nn.Module | None = None,
+        evaluator: BaseEvaluator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = InstructionTrainingArguments() if args is None else args
+        set_seed(args.seed)
+        base = _base_name(model)
+        if not isinstance(model, SentenceTransformer):
+            model = read_model(bundled_base() if model is None else str(model))
+        args = resolve(args, model)
+        self._records, self._validation = _check_columns(train_dataset), eval_dataset
+        view = self._records if _is_view(self._records) else training_dataset(self._records, args.instructions)
+        passages, vectors = self._passages(model, args, view)
+        given = args.passage_embeddings is not None
+        model = build_model(model, args, vectors.shape[1] if vectors is not None and given else None)
+        model.model_card_data.generate_widget_examples = False
+        self._validation_vectors = None
+        if vectors is not None:
+            columns = [name for name in TRAINING_COLUMNS if name in view.column_names]
+            view = view.select_columns(columns).add_column("label", passage_rows(view, passages).tolist())
+            if eval_dataset is not None:
+                self._validation_vectors = vectors[passage_rows(eval_dataset, passages).ravel()]
+        if evaluator is None and eval_dataset is not None:
+            evaluator = InstructionFollowingEvaluator(
+                eval_dataset, name="validation", passage_embeddings=self._validation_vectors
+            )
+        set_intervals(args, evaluator is not None and eval_dataset is not None)
+        args.ddp_static_graph = bool(args.ddp_static_graph) or len(encoders_of(model)) > 1  # a pass leaves one of them out
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=view,
+            loss=_loss(model, args, vectors) if loss is None else loss,
+            evaluator=evaluator,
+            **kwargs,
+        )
+        self.add_callback(MarkComplete())
+        self._last = KeepLast()
+        if args.load_best_model_at_end:
+            self.add_callback(self._last)
+        self.run_folder = RunFolder(str(args.output_dir))
+        self._recipe = _recipe(base, self._records, args)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, choose the checkpoint, and save the finished model with its recipe and card in ``output_dir``.
+
+        Args:
+            resume_from_checkpoint: A checkpoint to go on from. ``None``: the last one of the same run, if it was
+            interrupted. *args: As for the host.
+            **kwargs: The same.
+
+        Raises:
+            FileExistsError: ``output_dir`` holds a finished model, a run with other settings, or something else.
+        """
+        self.run_folder.claim(self._recipe, self.args.overwrite)
+        resume_from_checkpoint = resume_from_checkpoint or self.run_folder.last_checkpoint()
+        logger.info(f"{describe(self.model)}; {'bfloat16' if self.args.bf16 else 'float32'} on {hardware()}")
+        started = time.monotonic()
+        with (
+            hidden_dropout(self.model, float(self.args.dropout or 0)),
+            fast_on_cpu(self.model, self.args.bf16, self.args.seed),
+        ):
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        # Left under autocast the model would encode in bfloat16 from now on.
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        for transformer in encoders_of(self.model):
+            transformer.model.gradient_checkpointing_disable()
+        self._prefer_last()
+        self.model.requires_grad_(True)
+        if resume_from_checkpoint is None:  # else these are only the minutes since the interruption
+            self._recipe |= {"minutes": round((time.monotonic() - started) / 60, 1), "hardware": hardware()}
+        self.save_model(_internal_call=True)
+        return output
+
+    def _prefer_last(self) -> None:
+        """Take the last weights, unless the best by p-MRR on validation, which are loaded, are ahead of them beyond noise.
+
+        On few records the maximum over the checkpoints is mostly luck, while the last has learned at the lowest rate. So an
+        earlier one must be ahead by more than the standard error, over the records, of its difference to the last.
+        """
+        if not self.args.load_best_model_at_end or self._validation is None or self.state.best_model_checkpoint is None:
+            return
+        measured = functools.partial(measure, records=self._validation, passage_embeddings=self._validation_vectors)
+        best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        ahead = measured(self.model).values["p_mrr"]
+        self.model.load_state_dict(self._last.weights)
+        ahead = ahead - measured(self.model).values["p_mrr"]
+        if ahead.mean() > ahead.std(ddof=1) / len(ahead) ** 0.5:
+            self.model.load_state_dict(best)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model with its recipe and card.
+
+        Args:
+            output_dir: Where to; ``None``: ``output_dir`` of the arguments, which is finished then.
+            _internal_call: Of the host: whether a checkpoint is saved, or the model before a push.
+        """
+        if output_dir is not None and _internal_call:  # a checkpoint, with all that is needed to go on
+            super().save_model(output_dir, _internal_call=True)
+            return
+        if self.is_world_process_zero():
+            self._save_finished(RunFolder(output_dir or str(self.args.output_dir)))
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_finished(self, folder: RunFolder) -> None:
+        model, name = self.model.eval(), self._recipe["base"]
+        revision = self.model.model_card_data.base_model_revision if self._recipe["base_on_hub"] else None
+        if is_adapter(model) and not self.args.merge_base:
+            save_adapter(model, folder.path, *(model[0].origin or (name, revision)))
+        else:
+            if self.args.merge_base or (len(encoders_of(model)) > 1 and not is_adapter(model)):
+                for transformer in encoders_of(model):
+                    merge_lora(transformer)
+            model.save_pretrained(str(folder.path), create_model_card=False)
+            name_base(folder.path, name, revision)
+        folder.finish(self._recipe)
+        self.create_model_card()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of the finished model in ``output_dir``; what the host would put on a card is not used."""
+        from sentence_transformers_inf.hub.card import write_model_card  # above this room
+
+        if self.is_world_process_zero() and self.run_folder.is_finished:
+            write_model_card(self.run_folder.path, name=self.args.hub_model_id, model=self.model)
+
+    def _passages(
+        self, model: SentenceTransformer, args: InstructionTrainingArguments, view: Dataset
+    ) -> tuple[list[str], NDArray[np.float32] | None]:
+        """The distinct passages of training and validation with their vectors, where no passage is encoded in training."""
+        if args.update != "queries":
+            return [], None
+        passages = distinct_passages([view] if self._validation is None else [view, self._validation])
+        if args.passage_embeddings is not None:
+            return passages, read_passage_embeddings(args.passage_embeddings, passages)
+        base = detach_adapter(model) if is_adapter(model) else model
+        return passages, encode_passages(base, passages, show_progress=not args.disable_tqdm)
+
+
+def _loss(
+    model: SentenceTransformer, args: InstructionTrainingArguments, vectors: NDArray[np.float32] | None
+) -> InstructionContrastiveLoss:
+    options: dict[str, Any] = {
+        "objective": args.objective,
+        "scale": args.scale,
+        "sampled_instructions": args.sampled_instructions,
+        "plain_weight": args.plain_weight,
+        "gather_across_devices": args.world_size > 1,
+        "passage_embeddings": vectors,
+        "max_tokens_per_chunk": args.max_tokens_per_chunk,
+        "seed": args.seed,
+    }
+    if args.mini_batch_size is None:
+        return InstructionContrastiveLoss(model, **options)
+    return CachedInstructionContrastiveLoss(model, mini_batch_size=args.mini_batch_size, **options)
+
+
+def _is_view(data: Dataset) -> bool:
+    return TRAINING_COLUMNS[0] in data.column_names
+
+
+def _check_columns(data: Dataset | None) -> Dataset:
+    if data is None:
+        raise ValueError("train_dataset is missing: pass records, for example load_records('mini', 'train')")
+    columns = set(data.column_names)
+    if not (_is_view(data) or columns >= set(REQUIRED_COLUMNS) or columns >= set(ROW_COLUMNS)):
+        raise ValueError(
+            "train_dataset holds neither InF-IR records (load_records) nor rows (load_rows) nor their training view "
+            f"(training_dataset); it has the columns {', '.join(data.column_names)}"
+        )
+    return data
+
+
+def _base_name(model: str | Path | SentenceTransformer | None) -> str:
+    """What a recipe calls the base model."""
+    if model is None:
+        return BUNDLED_BASE
+    if isinstance(model, SentenceTransformer):
+        return model.model_card_data.base_model or "a model in memory"
+    return str(model)
+
+
+def _recipe(base: str, records: Dataset, args: InstructionTrainingArguments) -> dict[str, Any]:
+    """What decides the weights of a run, and where it came from."""
+    digest = hashlib.sha256()
+    for batch in records.iter(1000):
+        digest.update(json.dumps(batch, sort_keys=True).encode())
+    source = source_of(records)
+    return {
+        "base": base,
+        "base_on_hub": not Path(base).exists() and base != "a model in memory",
+        "license": _license(base),
+        "data": None if source is None else source.name,
+        "data_on_hub": source is not None and source.on_hub,
+        "data_revision": None if source is None else source.revision,
+        "records": len(records),
+        "records_sha256": digest.hexdigest()[:16],
+        "settings": args.recipe(),
+    }
+
+
+def _license(base: str) -> str | None:
+    """The licence that the base model's own card states, which is that of what is made from it."""
+    if base == BUNDLED_BASE:
+        return "apache-2.0"
+    if Path(base).is_dir() and (known := read_recipe(base).get("license")):
+        return str(known)
+    with contextlib.suppress(Exception):  # whatever is wrong with somebody else's card, it states no licence
+        licence: str | None = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.license
+        return licence
+    return None
