@@ -188,7 +188,7 @@ def card(
     for path in results or []:
         if path.is_dir():
             with _needs_mteb():
-                from sentence_transformers_inf.benchmarks import read_results
+                from sentence_transformers_inf.evaluation.mteb import read_results
             rows = [dataclasses.asdict(row) for row in read_results(str(model), path)]
         else:
             try:
@@ -271,7 +271,7 @@ def _run_benchmark(
     json_file: Optional[Path],
 ) -> None:
     with _needs_mteb():
-        from sentence_transformers_inf.benchmarks import run_benchmark
+        from sentence_transformers_inf.evaluation.mteb import run_benchmark
     rows = run_benchmark(
         models,
         benchmark,
@@ -279,7 +279,7 @@ def _run_benchmark(
         tasks=tasks,
         no_instruction=no_instruction,
         batch_size=batch_size,
-        say=lambda line: console.print(line, markup=False, soft_wrap=True),
+        log=lambda line: console.print(line, markup=False, soft_wrap=True),
     )
     table = Table(title=f"{benchmark}, values times 100", title_justify="left")
     for column in ("task", "measure", *models):

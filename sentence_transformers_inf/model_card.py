@@ -59,7 +59,7 @@ def add_results(
         records: Measurements on InF-IR records, as ``inf-embed evaluate --json`` writes them: ``data``, ``data_on_hub``,
             ``split``, ``records`` (their number), the metrics, ``per_type``, and, if there is one to compare with,
             ``base`` (the metrics of the base model).
-        benchmarks: Fields of :class:`~sentence_transformers_inf.benchmarks.Row`.
+        benchmarks: Fields of :class:`~sentence_transformers_inf.evaluation.mteb.Row`.
     """
     path = Path(folder) / RESULTS_FILE
     old = _read(path)
