@@ -117,7 +117,7 @@ def train(
     public: PublicOption = False,
 ) -> None:
     """Train a model; after an interruption, the same command goes on where it stopped."""
-    from sentence_transformers_inf.hub import claim_repo
+    from sentence_transformers_inf.hub.errors import claim_repo
     from sentence_transformers_inf.training import train as run
 
     if push_to_hub is not None:
@@ -166,7 +166,7 @@ def push(
     revision: Annotated[Optional[str], typer.Option(help="Branch to push to.")] = None,
 ) -> None:
     """Push a model and its card to the Hub, private unless --public."""
-    from sentence_transformers_inf.hub import push_model
+    from sentence_transformers_inf.hub.push import push_model
 
     url = push_model(model, repo, public=public, revision=revision)
     console.print(f"Pushed: {url}", markup=False, soft_wrap=True)
@@ -181,7 +181,7 @@ def card(
     ] = None,
 ) -> None:
     """Write the model's card anew, with results of evaluate in it."""
-    from sentence_transformers_inf.model_card import add_results, write_model_card
+    from sentence_transformers_inf.hub.card import add_results, write_model_card
 
     if not (model / "modules.json").is_file():
         raise FileNotFoundError(f"{model}: there is no saved model here")
@@ -381,7 +381,8 @@ def demo(
 
     from sentence_transformers_inf.corpora import bundled_base
     from sentence_transformers_inf.evaluation import measure
-    from sentence_transformers_inf.model_card import RECIPE_FILE, add_results, write_model_card
+    from sentence_transformers_inf.hub.card import add_results, write_model_card
+    from sentence_transformers_inf.recipe import RECIPE_FILE
     from sentence_transformers_inf.modules import load_instruction_model
     from sentence_transformers_inf.records import load_records
     from sentence_transformers_inf.training import train as run
@@ -417,7 +418,7 @@ def demo(
 
 
 def _metrics_table(title: str, means: dict[str, float], per_type: dict[str, dict[str, float]]) -> Table:
-    from sentence_transformers_inf.model_card import METRIC_NAMES
+    from sentence_transformers_inf.evaluation import METRIC_NAMES
 
     table = Table(title=title, title_justify="left")
     table.add_column("instruction type")
@@ -434,7 +435,7 @@ def _metrics_table(title: str, means: dict[str, float], per_type: dict[str, dict
 def _comparison_table(before: Result, after: Result) -> Table:
     from sentence_transformers_inf.evaluation import METRICS
     from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
-    from sentence_transformers_inf.model_card import METRIC_NAMES
+    from sentence_transformers_inf.evaluation import METRIC_NAMES
 
     table = Table(title="Test split, all values times 100, with 95% bootstrap intervals", title_justify="left")
     for column in ("", "base model", "trained", "gain"):

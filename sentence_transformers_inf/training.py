@@ -34,8 +34,8 @@ from transformers import set_seed
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base, load_training_data
 from sentence_transformers_inf.cpu_attention import use_cpu_attention, use_sdpa_again
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator, Result, measure
+from sentence_transformers_inf.hub.card import write_model_card
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
-from sentence_transformers_inf.model_card import RECIPE_FILE, write_model_card
 from sentence_transformers_inf.modules import (
     InstructionQueryAttention,
     InstructionRouter,
@@ -54,6 +54,7 @@ from sentence_transformers_inf.modules import (
 )
 from sentence_transformers_inf.modules.loading import read_model
 from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
+from sentence_transformers_inf.recipe import RECIPE_FILE
 from sentence_transformers_inf.records import (
     PASSAGE_COLUMNS,
     ROW_COLUMNS,
