@@ -28,7 +28,7 @@ GOOD = {
 def run(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["inf-embed", *map(str, arguments)])
-        monkeypatch.setattr(cli.console, "width", 160)
+        monkeypatch.setattr(cli.tables.console, "width", 160)
         with pytest.raises(SystemExit) as exit_:
             cli.main()
         captured = capsys.readouterr()
@@ -157,7 +157,7 @@ def test_rankings_that_flip_are_shown_with_what_each_model_prefers():
     after = np.array([[first, second, third]] * 4)
     results = [Result({}, ranks, np.zeros((4, 3)), ["q"] * 12, None) for ranks in (before, after)]
     recorder = Console(record=True, width=300, file=io.StringIO())
-    recorder.print(cli._flips_table(records, *results))
+    recorder.print(cli.tables.flips_table(records, *results))
     shown = recorder.export_text()
     lines = [line for line in shown.splitlines() if "✓" in line]
     assert [line.count("✗") for line in lines] == [0, 1, 1, 0]
