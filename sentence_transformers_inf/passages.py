@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from huggingface_hub import cached_assets_path
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module
 from tqdm.auto import tqdm
 
 from sentence_transformers_inf.modules.adapter import fingerprint
@@ -39,6 +41,23 @@ def _passages(records: Dataset) -> list[str]:
     return [passage for record in zip(*columns) for passage in record]
 
 
+def settings_of(model: SentenceTransformer) -> dict[str, Any]:
+    """What decides a model's embeddings beside its weights.
+
+    Returns:
+        The configuration of each of its modules (pooling, normalisation, ...), its prompts and its limits on tokens and on
+        dimensions, as JSON holds them.
+    """
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, Module)]
+    return {
+        "modules": [[name, type(module).__name__, str(module.get_config_dict())] for name, module in modules],
+        "prompts": model.prompts,
+        "default_prompt_name": model.default_prompt_name,
+        "max_seq_length": model.max_seq_length,
+        "truncate_dim": model.truncate_dim,
+    }
+
+
 def encode_passages(
     model: SentenceTransformer, passages: Sequence[str], batch_size: int = 32, show_progress: bool = False
 ) -> NDArray[np.float32]:
@@ -52,7 +71,8 @@ def encode_passages(
         batch_size: Texts encoded at a time.
         show_progress: Show a progress bar.
     """
-    digest = hashlib.sha256(f"{fingerprint(model)} {model.max_seq_length} {model.prompts}".encode())
+    settings = json.dumps(settings_of(model), sort_keys=True)
+    digest = hashlib.sha256(f"{fingerprint(model)} {settings}".encode())
     for passage in passages:
         digest.update(passage.encode() + b"\0")
     folder = cached_assets_path("sentence-transformers-inf", namespace="passages")
