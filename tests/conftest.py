@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from sentence_transformers_inf import load_instruction_model, load_records
 from sentence_transformers_inf.corpora import bundled_base
+from tests.hub import Hub
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 datasets.disable_progress_bars()
@@ -42,6 +43,21 @@ def tiny(base, tmp_path_factory) -> str:
     modules = [encoder, Pooling(config.hidden_size, pooling_mode="mean"), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder / "model"))
     return str(folder / "model")
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """A small Hub over HTTP."""
+    hub = Hub(tmp_path_factory.mktemp("hub") / "server")
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def connected(hub, monkeypatch, tmp_path):
+    """The small Hub, which this process takes for the Hub, its cache empty."""
+    hub.connect(monkeypatch, tmp_path / "hf-cache")
+    return hub
 
 
 @pytest.fixture

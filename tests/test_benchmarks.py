@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sentence_transformers_inf import load_instruction_model, load_records
-from sentence_transformers_inf.evaluation.mteb import get_suite
 from sentence_transformers_inf.evaluation import measure
+from sentence_transformers_inf.evaluation.mteb import get_suite
 from sentence_transformers_inf.records import TRIPLES
 from tests.test_hub import Hub, error_line
 
