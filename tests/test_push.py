@@ -141,7 +141,7 @@ def test_what_cannot_be_pushed_is_one_clear_line(hub, pushed, tmp_path, monkeypa
 
 
 def test_no_token_or_key_reaches_a_log_an_exception_or_a_file(hub, pushed, tiny, tmp_path):
-    """The commands that talk to somebody, done and refused, with both secrets in the environment and the libraries' loggers at DEBUG."""
+    """Commands, done and refused, with both secrets in their environment and the libraries' loggers at DEBUG."""
     server, data = Server(tmp_path / "llm"), pushed.parent / "data"
     pairs, labels, work = tmp_path / "pairs.jsonl", tmp_path / "labels.csv", tmp_path / "work"
     rows = [
