@@ -15,7 +15,8 @@ from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
 from dataset_builder.diversity import count_ngrams
 from dataset_builder.inf_ir import InFIR
 from dataset_builder.quality import normalised
-from sentence_transformers_inf.hub import HUB_ERRORS, HubError, claim_repo, hub_problem
+from sentence_transformers_inf.hub.errors import HUB_ERRORS, HubError, claim_repo, hub_problem
+from sentence_transformers_inf.hub.templates import card_template
 
 _SAMPLE = 10_000
 """So many texts of a column are looked at for the card's measures of diversity."""
@@ -110,7 +111,7 @@ def dataset_card(
     statement = importlib.resources.files("dataset_builder") / "data" / "README.md"
     return DatasetCard.from_template(
         card_data=DatasetCardData(**metadata),
-        template_path=str(importlib.resources.files("model_cards") / "dataset_card.md"),
+        template_path=str(card_template("dataset_card.md")),
         title=repo.split("/")[-1],
         repo=repo,
         counts={

@@ -35,10 +35,10 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf.corpora import bundled_base
-from sentence_transformers_inf.evaluation import METRICS, measure
+from sentence_transformers_inf.evaluation import METRIC_NAMES, METRICS, measure
 from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
-from sentence_transformers_inf.model_card import METRIC_NAMES, RECIPE_FILE
 from sentence_transformers_inf.modules import load_instruction_model
+from sentence_transformers_inf.recipe import RECIPE_FILE
 from sentence_transformers_inf.records import load_records
 from sentence_transformers_inf.training import train
 

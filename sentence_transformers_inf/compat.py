@@ -1,14 +1,28 @@
-"""Private or undocumented API of the libraries this package builds on, all of it, each with the version it was read in, why
-it is needed, and a test in ``tests/test_compat.py`` that says what changed when it breaks."""
+"""Private or undocumented API of other packages that this one uses, all of it.
+
+Each entry says in which version it was read, why it is needed, and what goes wrong without it. ``tests/test_compat.py``
+checks each. Public names serve wherever there are some.
+"""
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
+
+# huggingface_hub 1.5 to 2.4: the class of what its HTTP client raises where the Hub cannot be reached. The client is httpx
+# in 1.x and httpx2 in 2.x, and only this name is right for both. If it goes, an unreachable Hub is a traceback instead of
+# one line.
+from huggingface_hub.errors import HTTPError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["HTTPError", "attention_of"]
 
 
 def attention_of(encoder: PreTrainedModel) -> str:
     """The name of the attention that an encoder uses (``"sdpa"``, ``"flash_attention_2"``, ...).
 
-    transformers 5.23: ``config._attn_implementation``. ``set_attn_implementation`` is public, a way to read it is not.
+    transformers 5.6 to 5.23: ``set_attn_implementation`` is public, a way to read what is set is not. If it goes,
+    training on a CPU fails at its start.
     """
     return str(encoder.config._attn_implementation)

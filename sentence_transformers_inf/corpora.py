@@ -26,6 +26,7 @@ from sentence_transformers_inf.records import (
     columns_of,
     load_records,
     read_source,
+    record_splits,
     with_source,
 )
 
@@ -78,22 +79,27 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
     return with_source(Dataset.from_list(found, features=features), source)
 
 
-def load_training_data(source: str | Path, split: str | None = None, limit: int | None = None) -> Dataset:
-    """What ``train`` reads: InF-IR records, as :func:`load_records` does, or another corpus's rows, as :func:`load_rows`.
+def load_training_data(source: str | Path, limit: int | None = None) -> tuple[Dataset, Dataset | None]:
+    """What a source offers for training: InF-IR records, or another corpus's rows, as :func:`load_rows` reads them.
 
     Args:
         source: As for :func:`load_rows`.
-        split: Which split; ``None``: the only one.
-        limit: The first so many records or rows only.
+        limit: Train on the first so many records or rows only.
+
+    Returns:
+        The split ``train``, or the only one; and the records of ``validation``, if there are any.
 
     Raises:
-        RecordError, FileNotFoundError: As those two say.
+        RecordError, FileNotFoundError: As :func:`~sentence_transformers_inf.load_records` and :func:`load_rows` say.
     """
+    splits = record_splits(source)
+    split = "train" if "train" in splits else None
     columns = columns_of(read_source(source, split, (), stream=True)[0])
     if columns >= _PROMPTRIEVER_COLUMNS or columns >= _FOLLOWIR_COLUMNS:
-        return load_rows(source, split, limit)
+        return load_rows(source, split, limit), None
     records = load_records(source, split)
-    return records if limit is None else records.take(min(limit, len(records)))
+    records = records if limit is None else records.select(range(min(limit, len(records))))
+    return records, load_records(source, "validation") if "validation" in splits else None
 
 
 def _rows_of_records(records: Dataset) -> Iterator[dict[str, str | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from sentence_transformers_inf.modules.adapter import fingerprint
+from sentence_transformers_inf.modules.fingerprint import embedding_settings, fingerprint
 from sentence_transformers_inf.records import PASSAGE_COLUMNS
 
 _BLOCK = 1024
@@ -52,7 +53,8 @@ def encode_passages(
         batch_size: Texts encoded at a time.
         show_progress: Show a progress bar.
     """
-    digest = hashlib.sha256(f"{fingerprint(model)} {model.max_seq_length} {model.prompts}".encode())
+    settings = {**embedding_settings(model), "prompts": model.prompts, "max_seq_length": model.max_seq_length}
+    digest = hashlib.sha256(f"{fingerprint(model)} {json.dumps(settings, sort_keys=True)}".encode())
     for passage in passages:
         digest.update(passage.encode() + b"\0")
     folder = cached_assets_path("sentence-transformers-inf", namespace="passages")

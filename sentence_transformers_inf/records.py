@@ -17,7 +17,9 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from sentence_transformers_inf.compat import HTTPError
 
 QUERY_COLUMNS = ("query_positive", "query_negative")
 INSTRUCTION_COLUMNS = ("instruction_positive", "instruction_negative")
@@ -119,7 +121,7 @@ def with_source(data: Dataset, source: str | Path) -> Dataset:
     if is_on_hub(source):
         try:
             revision = HfApi().dataset_info(str(source)).sha or "?"
-        except (HfHubHTTPError, OfflineModeIsEnabled, ConnectionError):
+        except (HTTPError, OfflineModeIsEnabled):
             revision = "?"  # read from the cache
     data.info.dataset_name = f"{source}{_AT}{revision}"
     return data

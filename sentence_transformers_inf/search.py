@@ -11,6 +11,7 @@ import torch
 from datasets import load_dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import semantic_search
 
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records
 
@@ -19,7 +20,8 @@ TEXT_COLUMNS = ("text", "passage", "document")
 DEPTH = 1000
 """So far down ranks are counted."""
 
-_ROWS_AT_A_TIME = 65_536
+_CHUNK = 65_536
+"""Rows of an index that are compared with the queries at a time."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def read_index(path: str | Path, size: int, dimension: int) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such index")
     if path.suffix in (".npy", ".npz"):
-        loaded = np.load(path, mmap_mode="r")
+        loaded = np.load(path, mmap_mode="c")  # PyTorch wants memory that may be written to
         index = loaded[loaded.files[0]] if path.suffix == ".npz" else loaded
         shape = index.shape
     else:
@@ -123,17 +125,17 @@ def nearest(
         model: Whose similarity counts; a FAISS index has its own.
         index: From :func:`read_index`.
         queries: Q×d.
-        depth: How many.
+        depth: How many. An approximate FAISS index may find fewer.
     """
-    if not isinstance(index, np.ndarray):
-        scores, rows = index.search(queries, depth)
-        return [list(zip(*both)) for both in zip(rows.tolist(), scores.tolist())]
-    found: list[list[tuple[int, float]]] = [[] for _ in queries]
-    for start in range(0, len(index), _ROWS_AT_A_TIME):
-        block = torch.from_numpy(np.array(index[start : start + _ROWS_AT_A_TIME], dtype=np.float32))
-        for best, similarities in zip(found, model.similarity(torch.from_numpy(queries), block)):
-            best.extend(zip(range(start, start + len(block)), similarities.tolist()))
-    return [sorted(best, key=lambda hit: -hit[1])[:depth] for best in found]
+    if isinstance(index, np.ndarray):
+        vectors = torch.from_numpy(np.asarray(index, dtype=np.float32))
+        found = semantic_search(
+            torch.from_numpy(queries), vectors, corpus_chunk_size=_CHUNK, top_k=depth, score_function=model.similarity
+        )
+        return [[(int(hit["corpus_id"]), float(hit["score"])) for hit in hits] for hits in found]
+    scores, rows = index.search(queries, depth)
+    hits_of = zip(rows.tolist(), scores.tolist())
+    return [[(row, score) for row, score in zip(*hits) if row >= 0] for hits in hits_of]  # FAISS fills up with row -1
 
 
 def search(
@@ -166,10 +168,10 @@ def search(
         index = np.asarray(model.encode_document(passages, show_progress_bar=show_progress))
     pairs = [{"instruction": instruction or "", "query": query}, {"instruction": "", "query": query}]
     depth = min(DEPTH, len(passages))
-    told, plain = nearest(model, index, np.asarray(model.encode_query(pairs)), depth)
-    ranks, scores = {row: rank for rank, (row, _) in enumerate(told, start=1)}, dict(told)
+    instructed, plain = nearest(model, index, np.asarray(model.encode_query(pairs)), depth)
+    ranks, scores = {row: rank for rank, (row, _) in enumerate(instructed, start=1)}, dict(instructed)
     plain_ranks = {row: rank for rank, (row, _) in enumerate(plain, start=1)}
-    shown = dict.fromkeys(row for row, _ in [*told[:top], *plain[:top]])
+    shown = dict.fromkeys(row for row, _ in [*instructed[:top], *plain[:top]])
     hits = [
         Hit(passages[row], scores.get(row, float("nan")), ranks.get(row, depth + 1), plain_ranks.get(row, depth + 1))
         for row in shown

@@ -1,15 +1,39 @@
-"""Runs commands one after the other in one process, as their entry points would: a JSON list of them on stdin.
+"""Commands in this process (:func:`call`), or several in one other process (:func:`run_commands`).
 
-Importing the libraries takes ten seconds, so tests that need many commands share a process. After each, stderr has a line
+As a script it runs commands one after the other, a JSON list of them on stdin; after each, stderr has a line
 ``EXIT STATUS WORDS``.
 """
 
+import contextlib
+import io
 import json
+import os
 import re
 import subprocess
 import sys
 import traceback
 from pathlib import Path
+from unittest import mock
+
+
+def call(*words):
+    """Call ``inf-embed`` or ``inf-ir`` in this process: its exit status, and what it printed to stdout and to stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, COLUMNS="200"))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        status = _call(list(map(str, words)))
+    return status, out.getvalue(), err.getvalue()
+
+
+def error_line(err):
+    """The one line of an error, after whatever libraries log."""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err[-3000:]
+    assert err.rstrip().endswith(lines[0])
+    assert "Traceback" not in err
+    return lines[0]
 
 
 def run_commands(environment, *commands, cwd=None):
@@ -23,17 +47,23 @@ def run_commands(environment, *commands, cwd=None):
     return [(int(status), err) for err, status in zip(parts[::2], parts[1::2], strict=False)], done.stdout + done.stderr
 
 
-def main() -> None:
-    for words in json.load(sys.stdin):
-        if words[0] == "inf-embed":
-            from sentence_transformers_inf.cli import main as command
-        else:
-            from dataset_builder.cli import main as command
-        sys.argv, status = words, 0
+def _call(words):
+    if words[0] == "inf-embed":
+        from sentence_transformers_inf.cli import main as command
+    else:
+        from dataset_builder.cli import main as command
+    with mock.patch.object(sys, "argv", words):
         try:
             command()
         except SystemExit as end:
-            status = end.code or 0
+            return end.code or 0
+    return 0
+
+
+def main() -> None:
+    for words in json.load(sys.stdin):
+        try:
+            status = _call(words)
         except Exception:
             traceback.print_exc()
             status = 2

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sentence_transformers_inf import cli, load_instruction_model, load_records
+from sentence_transformers_inf import load_instruction_model, load_records
+from sentence_transformers_inf.cli.tables import flips_table
 from sentence_transformers_inf.evaluation import METRICS, Result
 from sentence_transformers_inf.modules import encoder_of
+from tests.commands import call, error_line
 
 GOOD = {
     "query_positive": "q1",
@@ -24,36 +26,14 @@ GOOD = {
 }
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["inf-embed", *map(str, arguments)])
-        monkeypatch.setattr(cli.console, "width", 160)
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return run
-
-
 def write(path, *records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
 
-def error_line(err):
-    """The one line of an error, after whatever libraries log."""
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err
-    assert err.rstrip().endswith(lines[0])
-    assert "Traceback" not in err
-    return lines[0]
-
-
-def test_evaluate_prints_a_table_and_writes_json(run, base, tmp_path):
+def test_evaluate_prints_a_table_and_writes_json(tiny, tmp_path):
     records = write(tmp_path / "records.jsonl", *load_records("mini", "validation").select(range(8)))
-    code, out, _ = run("evaluate", base, "--data", records, "--json", tmp_path / "report.json")
+    code, out, _ = call("inf-embed", "evaluate", tiny, "--data", records, "--json", tmp_path / "report.json")
     assert code == 0
     assert "p-MRR" in out
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -63,7 +43,7 @@ def test_evaluate_prints_a_table_and_writes_json(run, base, tmp_path):
     assert all(-100 <= report[metric] <= 100 for metric in METRICS)
 
 
-def test_search_marks_what_the_instruction_moved(run, base, tmp_path):
+def test_search_marks_what_the_instruction_moved(base, tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(
         "Vaccines show the body a harmless piece of a germ, explained for small children.\n"
@@ -72,11 +52,11 @@ def test_search_marks_what_the_instruction_moved(run, base, tmp_path):
         "The immune system remembers what vaccines taught it.\n"
     )
     arguments = ("search", base, "--corpus", corpus, "--query", "how vaccines work", "--top", 2)
-    code, plain, _ = run(*arguments)
+    code, plain, _ = call("inf-embed", *arguments)
     assert code == 0
     assert "immunologists" in plain
     assert "▲" not in plain
-    code, instructed, _ = run(*arguments, "--instruction", "explained for small children")
+    code, instructed, _ = call("inf-embed", *arguments, "--instruction", "explained for small children")
     assert code == 0
     rows = [line for line in instructed.splitlines() if "germ" in line]
     assert "▲ 2" in rows[0]
@@ -91,9 +71,9 @@ def test_search_marks_what_the_instruction_moved(run, base, tmp_path):
         (lambda t: ("evaluate", "base", "--split", "dev"), "there is no split 'dev'"),
         (lambda t: ("evaluate", t / "no-model", "--data", "mini"), "no-model"),
         (lambda t: ("evaluate", t, "--data", "mini"), "cannot be loaded"),
-        (lambda t: ("train", "--output", t / "m", "--template", "{query} only"), "template '{query} only' must hold"),
-        (lambda t: ("train", "--output", t / "m", "--objective", "multi_Q"), "unknown objective 'multi_Q'"),
-        (lambda t: ("train", "--output", t / "m", "--data", t / "nothing.jsonl"), "nothing.jsonl: no such file"),
+        (lambda t: ("train", "--base", "base", "--output", t / "m", "--template", "{query} only"), "template '{query} only' must hold"),
+        (lambda t: ("train", "--base", "base", "--output", t / "m", "--objective", "multi_Q", "--frozen-layers", 0), "unknown objective 'multi_Q'"),
+        (lambda t: ("train", "--base", "base", "--output", t / "m", "--data", t / "nothing.jsonl"), "nothing.jsonl: no such file"),
         (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"text": "one"})), "a corpus of 1 passage(s)"),
         (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"body": "one"})), "expected a column text"),
         (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"text": "a"}, {"text": " "})), "row 2, column 'text': the passage is empty"),
@@ -103,9 +83,9 @@ def test_search_marks_what_the_instruction_moved(run, base, tmp_path):
         (lambda t: ("card", "base", "--results", write(t / "scores.json", 1, 2)), "scores.json: this is not what evaluate --json wrote"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_status_2(run, base, tmp_path, make, message):
-    arguments = [base if argument == "base" else argument for argument in make(tmp_path)]
-    code, _, err = run(*arguments)
+def test_bad_input_is_one_line_and_status_2(tiny, tmp_path, make, message):
+    arguments = [tiny if argument == "base" else argument for argument in make(tmp_path)]
+    code, _, err = call("inf-embed", *arguments)
     assert code == 2
     assert message in error_line(err)
     assert not (tmp_path / "m").exists()
@@ -126,25 +106,26 @@ def test_the_installed_command_fails_without_a_traceback(tmp_path):
     assert str(tmp_path / "none") in error_line(done.stderr)
 
 
-def test_an_unknown_option_is_status_2(run):
-    code, _, err = run("train", "--outputs", "x")
+def test_an_unknown_option_is_status_2():
+    code, _, err = call("inf-embed", "train", "--outputs", "x")
     assert code == 2
     assert "--outputs" in err
 
 
-def test_train_evaluate_and_search_from_the_command_line(run, tmp_path):
+def test_a_model_is_trained_and_measured_from_the_command_line(tiny, tmp_path):
     records = load_records("mini", "train")
     write(tmp_path / "train.jsonl", *records.select(range(8)))
     write(tmp_path / "test.jsonl", *records.select(range(8, 12)))
     model = tmp_path / "model"
-    code, out, _ = run("train", "--data", tmp_path, "--output", model, "--epochs", 1, "--batch-size", 4)
+    train = ("inf-embed", "train", "--base", tiny, "--data", tmp_path, "--output", model, "--epochs", 1, "--batch-size", 4)
+    code, out, _ = call(*train, "--frozen-layers", 0)
     assert code == 0
     assert str(model) in out
     assert encoder_of(load_instruction_model(model))[0].template == "{query} [SEP] {instruction}"
-    code, out, _ = run("evaluate", model, "--data", tmp_path)
+    code, out, _ = call("inf-embed", "evaluate", model, "--data", tmp_path)
     assert code == 0
     assert "(test), 4 records" in " ".join(out.split())  # a long path breaks the line
-    code, _, err = run("train", "--data", tmp_path, "--output", model, "--epochs", 1, "--batch-size", 4)
+    code, _, err = call(*train, "--frozen-layers", 0)
     assert code == 2
     assert "holds a finished model" in error_line(err)
 
@@ -157,7 +138,7 @@ def test_rankings_that_flip_are_shown_with_what_each_model_prefers():
     after = np.array([[first, second, third]] * 4)
     results = [Result({}, ranks, np.zeros((4, 3)), ["q"] * 12, None) for ranks in (before, after)]
     recorder = Console(record=True, width=300, file=io.StringIO())
-    recorder.print(cli._flips_table(records, *results))
+    recorder.print(flips_table(records, *results))
     shown = recorder.export_text()
     lines = [line for line in shown.splitlines() if "✓" in line]
     assert [line.count("✗") for line in lines] == [0, 1, 1, 0]
@@ -167,9 +148,9 @@ def test_rankings_that_flip_are_shown_with_what_each_model_prefers():
     assert lines[1].index(start[0]) < lines[1].index(start[1]), "the base keeps to d+, the trained model prefers d1"
 
 
-def test_the_demo_shows_what_was_learned(run, tmp_path, monkeypatch):
+def test_the_demo_shows_what_was_learned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run("demo", "--max-records", 16, "--output", "trained")
+    code, out, _ = call("inf-embed", "demo", "--max-records", 16, "--output", "trained")
     assert code == 0
     assert "base model" in out
     assert "nDCG@10, plain queries" in out

@@ -1,95 +1,38 @@
-"""To the Hub and back, in processes of their own, against a small Hub server over HTTP."""
+"""A corpus goes to the Hub and back, against a small Hub server over HTTP."""
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
-import time
+import re
 from pathlib import Path
 
+import datasets
 import pytest
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import DatasetCard, HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builder.checks import check_records
 from dataset_builder.inf_ir import InFIR, split_of
 from dataset_builder.publish import build_splits, dataset_card
-from sentence_transformers_inf import load_records
-from tests.commands import run_commands
+from sentence_transformers_inf import load_records, load_rows
+from sentence_transformers_inf.records import is_on_hub, revision_of
+from tests.commands import call, error_line
+from tests.hub import TOKEN, WITHOUT_PACKAGE
 
-HERE = Path(__file__).parent
-TOKEN = "hf_owner"
-
-
-class Hub:
-    """hub_server.py in a process of its own."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        folder.mkdir()
-        self.process = subprocess.Popen([sys.executable, HERE / "hub_server.py", folder])
-        while not (folder / "port").exists():
-            assert self.process.poll() is None
-            time.sleep(0.05)
-        self.url = f"http://127.0.0.1:{(folder / 'port').read_text()}"
-
-    def environment(self, cache, token=TOKEN):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        kept |= {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(cache), "COLUMNS": "200"}
-        return kept | ({"HF_TOKEN": token} if token else {})
-
-    def run(self, cache, *arguments, token=TOKEN, cwd=None):
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300,
-            env=self.environment(cache, token), cwd=cwd,
-        )  # fmt: skip
-
-    def commands(self, cache, *commands, token=TOKEN, cwd=None, **more):
-        """See :func:`run_commands`."""
-        return run_commands(self.environment(cache, token) | more, *commands, cwd=cwd)
-
-    def requests(self):
-        return (self.folder / "requests.log").read_text().splitlines()
+CARDS = Path(__file__).parent.parent / "model_cards"
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    with contextlib.ExitStack() as stack:
-        hub = Hub(tmp_path_factory.mktemp("hub") / "server")
-        stack.callback(hub.process.wait)
-        stack.callback(hub.process.kill)
-        yield hub
-
-
-def error_line(err):
-    """The one line of an error, after whatever libraries log."""
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err[-3000:]
-    assert "Traceback" not in err
-    return lines[0]
-
-
-WITHOUT_PACKAGE = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("sentence_transformers_inf", "dataset_builder", "model_cards"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Refuse())
-"""
-
-
-def published(hub, tmp_path, *options, token=TOKEN, repo="user/InF-IR", source="mini"):
-    arguments = ["-m", "dataset_builder.cli", "publish", source, "--repo", repo, *options]
-    return hub.run(tmp_path / "hf", *arguments, token=token)
+def publish(*options, repo="user/InF-IR", source="mini"):
+    return call("inf-ir", "publish", source, "--repo", repo, *options)
 
 
 @pytest.fixture(scope="module")
 def mini_on_hub(hub, tmp_path_factory):
-    result = published(hub, tmp_path_factory.mktemp("publish"))
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "Pushed: " in result.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        hub.connect(patch, tmp_path_factory.mktemp("publish"))
+        status, out, err = publish()
+    assert status == 0, err[-3000:]
+    assert "Pushed: " in out
     return "user/InF-IR"
 
 
@@ -105,60 +48,53 @@ def test_what_is_published_loads_where_this_package_is_not(hub, mini_on_hub, tmp
     assert loaded == {name: list(load_records("mini", name)) for name in ("train", "validation", "test")}
 
 
-def test_a_dataset_is_private_unless_public_is_asked_for(hub, mini_on_hub, tmp_path):
-    load = f"import datasets; print(len(datasets.load_dataset({mini_on_hub!r}, split='test')))"
-    assert hub.run(tmp_path / "a", "-c", load, token=None).returncode != 0
-    assert hub.run(tmp_path / "b", "-c", load, token="hf_stranger").returncode != 0
-    assert published(hub, tmp_path, "--public", repo="user/open").returncode == 0
-    result = hub.run(tmp_path / "c", "-c", load.replace(mini_on_hub, "user/open"), token=None)
-    assert result.stdout.strip() == "119", result.stderr[-2000:]
+def test_a_dataset_is_private_unless_public_is_asked_for(connected, mini_on_hub, monkeypatch, tmp_path):
+    assert publish("--public", repo="user/open")[0] == 0
+    for token in (None, "hf_stranger"):
+        connected.connect(monkeypatch, tmp_path / str(token), token)
+        with pytest.raises(DatasetNotFoundError):
+            datasets.load_dataset(mini_on_hub, split="test")
+    connected.connect(monkeypatch, tmp_path / "none", None)
+    assert len(datasets.load_dataset("user/open", split="test")) == 119
 
 
-def test_load_records_reads_what_was_published(hub, mini_on_hub, tmp_path):
-    script = (
-        "from huggingface_hub import HfApi\n"
-        "from sentence_transformers_inf import load_rows\n"
-        "from sentence_transformers_inf.records import is_on_hub, load_records, revision_of\n"
-        f"records = load_records({mini_on_hub!r}, 'validation')\n"
-        f"assert revision_of(records) == HfApi().dataset_info({mini_on_hub!r}).sha and is_on_hub({mini_on_hub!r})\n"
-        "assert revision_of(load_records('mini', 'validation')) is None and not is_on_hub('mini')\n"
-        f"some = load_rows({mini_on_hub!r}, 'validation', limit=4)\n"  # streamed
-        f"assert some.to_list() == load_rows({mini_on_hub!r}, 'validation').to_list()[:4]\n"
-        "print(len(records))\n"
-    )
-    result = hub.run(tmp_path / "hf", "-c", script)
-    assert result.stdout.strip() == "81", result.stderr[-2000:]
+def test_load_records_reads_what_was_published(connected, mini_on_hub):
+    records = load_records(mini_on_hub, "validation")
+    assert len(records) == 81
+    assert revision_of(records) == HfApi().dataset_info(mini_on_hub).sha
+    assert is_on_hub(mini_on_hub)
+    assert revision_of(load_records("mini", "validation")) is None
+    assert not is_on_hub("mini")
+    streamed = load_rows(mini_on_hub, "validation", limit=4)
+    assert streamed.to_list() == load_rows(mini_on_hub, "validation").to_list()[:4]
 
 
-def test_the_published_card_parses_and_its_snippet_runs(hub, mini_on_hub, tmp_path):
-    script = (
-        "import re\nfrom huggingface_hub import DatasetCard\n"
-        f"card = DatasetCard.load({mini_on_hub!r})\ncard.validate()\n"
-        "assert card.data.license == 'cc0-1.0' and card.data.size_categories == ['1K<n<10K'], card.data\n"
-        "assert card.data.to_dict()['configs'][0]['config_name'] == 'default'\n"
-        "assert '| `instruction_positive` | 100.0% | 0.' in card.text, card.text\n"
-        "exec(re.search(r'```python\\n(.*?)```', card.text, flags=re.S).group(1))\n"
-        "print(sum(len(split) for split in records.values()))\n"
-    )
-    result = hub.run(tmp_path / "hf", "-c", script)
-    assert result.stdout.strip().endswith("1438"), result.stderr[-2000:]
+def test_the_published_card_parses_and_its_snippet_runs(connected, mini_on_hub):
+    card = DatasetCard.load(mini_on_hub)
+    card.validate()
+    assert card.data.license == "cc0-1.0"
+    assert card.data.size_categories == ["1K<n<10K"]
+    assert card.data.to_dict()["configs"][0]["config_name"] == "default"
+    assert "| `instruction_positive` | 100.0% | 0." in card.text
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", card.text, flags=re.S).group(1), names)
+    assert sum(len(split) for split in names["records"].values()) == 1438
 
 
-def test_publishing_again_after_a_failure_ends_in_the_same_repository(hub, tmp_path):
-    (hub.folder / "fail-commits").touch()
+def test_publishing_again_after_a_failure_ends_in_the_same_repository(connected):
+    (connected.folder / "fail-commits").touch()
     try:
-        result = published(hub, tmp_path, repo="user/again")
+        status, _, err = publish(repo="user/again")
     finally:
-        (hub.folder / "fail-commits").unlink()
-    assert result.returncode == 2
-    assert "run the same command again" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert published(hub, tmp_path, repo="user/again").returncode == 0
-    listing = "from huggingface_hub import HfApi; print(sorted(HfApi().list_repo_files('user/again', repo_type='dataset')))"
-    first = hub.run(tmp_path / "hf", "-c", listing).stdout
-    assert published(hub, tmp_path, repo="user/again").returncode == 0
-    assert hub.run(tmp_path / "hf", "-c", listing).stdout == first
-    assert first.count(".parquet") == 3
+        (connected.folder / "fail-commits").unlink()
+    assert status == 2
+    assert "run the same command again" in error_line(err)
+    listings = []
+    for _ in range(2):
+        assert publish(repo="user/again")[0] == 0
+        listings.append(sorted(HfApi().list_repo_files("user/again", repo_type="dataset")))
+    assert listings[0] == listings[1]
+    assert sum(name.endswith(".parquet") for name in listings[0]) == 3
 
 
 @pytest.mark.parametrize(
@@ -170,12 +106,13 @@ def test_publishing_again_after_a_failure_ends_in_the_same_repository(hub, tmp_p
         (TOKEN, "no-user", "expected user/name"),
     ],
 )
-def test_a_hub_that_refuses_is_one_clear_line(hub, tmp_path, token, repo, message):
-    result = published(hub, tmp_path, token=token, repo=repo)
-    assert result.returncode == 2
-    assert message in error_line(result.stderr)
+def test_a_hub_that_refuses_is_one_clear_line(hub, monkeypatch, tmp_path, token, repo, message):
+    hub.connect(monkeypatch, tmp_path, token)
+    status, out, err = publish(repo=repo)
+    assert status == 2
+    assert message in error_line(err)
     if token:
-        assert token not in result.stdout + result.stderr
+        assert token not in out + err
 
 
 # The builder
@@ -294,60 +231,47 @@ def test_every_kind_of_error_is_found():
     assert check_records({"train": train, "test": twin}).warnings["a twin query that is a query of another split"] == 1
 
 
-def test_check_prints_errors_and_ends_with_status_1(hub, tmp_path):
+def test_check_prints_errors_and_ends_with_status_1(tmp_path):
     records = list(load_records("mini", "train").select(range(3)))
     path = tmp_path / "records.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in [*records, records[0]]), encoding="utf-8")
     (tmp_path / "eval.txt").write_text(records[1]["instruction_positive"] + "\n", encoding="utf-8")
-    result = hub.run(
-        tmp_path / "hf",
-        "-m",
-        "dataset_builder.cli",
-        "check",
-        path,
-        "--against",
-        tmp_path / "eval.txt",
-        "--json",
-        tmp_path / "r.json",
-    )
-    assert result.returncode == 1, result.stderr
-    assert "duplicate" in result.stdout
+    status, out, err = call("inf-ir", "check", path, "--against", tmp_path / "eval.txt", "--json", tmp_path / "r.json")
+    assert status == 1, err
+    assert "duplicate" in out
     assert json.loads((tmp_path / "r.json").read_text())["errors"] == {"duplicate": 1, "8 words of an evaluation text": 1}
 
 
-def test_publish_refuses_a_corpus_with_errors(hub, tmp_path):
+def test_publish_refuses_a_corpus_with_errors(connected, tmp_path):
     from dataset_builder import pipeline, stages
 
-    records_of_a_build(tmp_path / "out", range(60))
+    build = tmp_path / "out"
+    records_of_a_build(build, range(60))
     report = {"kept": 60, "rejected": 0, "failed": 0, "unfinished": 0, "pairs": 60, "reasons": {}, "usage": {}, "cost": 0.0,
               "per_type": {"length": {"tuples": 60, "kept": 60}}, "prompts": stages.prompt_hashes(),
               "settings": {"pairs": "p.jsonl", "model": "m", "judge": "j"}}  # fmt: skip
-    (tmp_path / "out" / "report.json").write_text(json.dumps(report))
+    (build / "report.json").write_text(json.dumps(report))
     (tmp_path / "eval.txt").write_text("one two three four five six seven eight nine\n")
-    result = published(
-        hub, tmp_path, "--against", str(tmp_path / "eval.txt"), repo="user/built", source=str(tmp_path / "out")
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    script = (
-        "import datasets\nd = datasets.load_dataset('user/built'); u = datasets.load_dataset('user/built', 'unfiltered')\n"
-        "print(sum(map(len, d.values())), sum(map(len, u.values())), u['train'][0]['judge_answers'][0])"
-    )
-    assert hub.run(tmp_path / "hf2", "-c", script).stdout.strip() == "60 60 document"
+    status, _, err = publish("--against", tmp_path / "eval.txt", repo="user/built", source=build)
+    assert status == 0, err[-3000:]
+    default, unfiltered = datasets.load_dataset("user/built"), datasets.load_dataset("user/built", "unfiltered")
+    assert sum(map(len, default.values())) == sum(map(len, unfiltered.values())) == 60
+    assert unfiltered["train"][0]["judge_answers"][0] == "document"
 
     import pyarrow.parquet as pq
 
-    path = tmp_path / "out" / "train.parquet"
+    path = build / "train.parquet"
     table = pq.read_table(path)
     with pipeline._parquet(path, pipeline._KEPT) as add:
         for row in table.to_pylist() * 2:
             add(row)
-    refused = published(hub, tmp_path, repo="user/twice", source=str(tmp_path / "out"))
-    assert refused.returncode == 2
-    assert "60 records with this error: duplicate" in refused.stderr
-    assert published(hub, tmp_path, "--despite-errors", repo="user/twice", source=str(tmp_path / "out")).returncode == 0
+    status, _, err = publish(repo="user/twice", source=build)
+    assert status == 2
+    assert "60 records with this error: duplicate" in error_line(err)
+    assert publish("--despite-errors", repo="user/twice", source=build)[0] == 0
 
 
 def test_the_example_of_a_dataset_card_is_what_the_template_gives(tmp_path):
     card = dataset_card("mini", "user/inf-ir-mini", {"mini": build_splits("mini", "mini", tmp_path)}, None)
-    example = HERE.parent / "model_cards" / "examples" / "inf-ir-mini.md"
+    example = CARDS / "examples" / "inf-ir-mini.md"
     assert example.read_text(encoding="utf-8") == str(card)

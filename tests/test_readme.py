@@ -30,7 +30,7 @@ def test_a_snippet_runs_as_printed(number, tmp_path):
 def test_the_card_s_snippet_runs_as_printed(tmp_path, base):
     """The snippet of a model card names the model by its folder, as it would by its id on the Hub."""
     from sentence_transformers_inf import load_instruction_model
-    from sentence_transformers_inf.model_card import write_model_card
+    from sentence_transformers_inf.hub.card import write_model_card
 
     load_instruction_model(base).save_pretrained(str(tmp_path / "my-model"), create_model_card=False)
     path = write_model_card(tmp_path / "my-model")

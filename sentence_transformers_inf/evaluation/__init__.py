@@ -1,6 +1,7 @@
 """Measures of instruction following, and the evaluator that takes them on InF-IR records."""
 
 from sentence_transformers_inf.evaluation.instruction_following import (
+    METRIC_NAMES,
     METRICS,
     InstructionFollowingEvaluator,
     Result,
@@ -8,4 +9,4 @@ from sentence_transformers_inf.evaluation.instruction_following import (
     score_embeddings,
 )
 
-__all__ = ["METRICS", "InstructionFollowingEvaluator", "Result", "measure", "score_embeddings"]
+__all__ = ["METRICS", "METRIC_NAMES", "InstructionFollowingEvaluator", "Result", "measure", "score_embeddings"]

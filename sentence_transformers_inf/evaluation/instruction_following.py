@@ -23,16 +23,19 @@ from sentence_transformers.util import normalize_embeddings
 from sentence_transformers_inf.evaluation import metrics
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
 
-METRICS = (
-    "p_mrr",
-    "pair_accuracy",
-    "triple_accuracy",
-    "ndcg_at_10",
-    "recall_at_1",
-    "robustness_at_10",
-    "plain_ndcg_at_10",
-)
-"""What is measured, in the order of tables; all times 100, p-MRR in [-100, 100], the others in [0, 100]."""
+METRIC_NAMES = {
+    "p_mrr": "p-MRR",
+    "pair_accuracy": "pair accuracy",
+    "triple_accuracy": "triple accuracy",
+    "ndcg_at_10": "nDCG@10, instructed",
+    "recall_at_1": "recall@1, instructed",
+    "robustness_at_10": "Robustness@10",
+    "plain_ndcg_at_10": "nDCG@10, plain queries",
+}
+"""What is measured and its name in tables, in their order; all times 100, p-MRR in [-100, 100], the others in [0, 100]."""
+
+METRICS = tuple(METRIC_NAMES)
+"""The keys of :data:`METRIC_NAMES`."""
 
 _QUERIES_AT_A_TIME = 1024
 

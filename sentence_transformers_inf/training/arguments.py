@@ -70,6 +70,22 @@ def _option(default: Any, help: str, *aliases: str) -> Any:
 
 
 @dataclass
+class ScriptArguments:
+    """What a command trains, and on what."""
+
+    base: Optional[str] = _option(None, "Base model: a Hub id or a folder. Default: the bundled all-MiniLM-L6-v2.")
+    data: str = _option(
+        "mini",
+        "InF-IR records: 'mini', a .jsonl or .parquet file, a folder of such files, or a Hub dataset; or another corpus.",
+    )
+    max_records: Optional[int] = _option(None, "Train on the first so many records only.")
+
+    def __post_init__(self) -> None:
+        if self.max_records is not None and self.max_records < 1:
+            raise ValueError(f"max_records must be positive, got {self.max_records}")
+
+
+@dataclass
 class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     """Arguments of an :class:`~sentence_transformers_inf.training.InstructionTrainer`.
 

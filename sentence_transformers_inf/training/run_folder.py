@@ -6,7 +6,6 @@ Everything is written whole or not at all. Of the processes of a run, the first 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-RECIPE_FILE = "recipe.json"
-"""How a model was trained, in its folder; ``"finished": true`` once the model is saved beside it."""
+from sentence_transformers_inf.recipe import RECIPE_FILE, read_recipe, write_recipe
 
 COMPLETE_FILE = "complete"
 """In a checkpoint that was written to its end."""
@@ -60,12 +58,11 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._recipe = self.path / RECIPE_FILE
 
     @property
     def is_finished(self) -> bool:
         """Whether a finished model is there."""
-        return bool(read_recipe(self.path).get("finished", False))
+        return bool((read_recipe(self.path) or {}).get("finished", False))
 
     def claim(self, recipe: dict[str, Any], overwrite: bool = False) -> None:
         """Make the folder this run's, or refuse one that holds something else.
@@ -84,10 +81,9 @@ class RunFolder:
     def _claim(self, recipe: dict[str, Any], overwrite: bool) -> str | None:
         recipe = json.loads(json.dumps(recipe))
         if overwrite:
-            self._recipe.unlink(missing_ok=True)
+            (self.path / RECIPE_FILE).unlink(missing_ok=True)
             self.remove_checkpoints()
-        if self._recipe.exists():
-            earlier = read_recipe(self.path)
+        if (earlier := read_recipe(self.path)) is not None:
             if earlier.get("finished", False):
                 return f"{self.path} holds a finished model: name another output_dir, or overwrite it"
             if (change := _first_change(earlier, recipe)) is not None:
@@ -115,20 +111,6 @@ class RunFolder:
         """Remove what only resuming needs."""
         for path in self.path.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """The recipe in a model's folder; empty where there is none."""
-    path = Path(folder) / RECIPE_FILE
-    recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return recipe
-
-
-def write_recipe(folder: Path, recipe: dict[str, Any]) -> None:
-    """Write the recipe of a model's folder, whole or not at all."""
-    part = folder / f"{RECIPE_FILE}.part"
-    part.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / RECIPE_FILE)
 
 
 def _first_change(earlier: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, Any, Any] | None:

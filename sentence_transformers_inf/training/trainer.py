@@ -29,6 +29,7 @@ from sentence_transformers_inf.modules import detach_adapter, encoders_of, is_ad
 from sentence_transformers_inf.modules.loading import read_model
 from sentence_transformers_inf.modules.lora import name_base
 from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
+from sentence_transformers_inf.recipe import read_recipe
 from sentence_transformers_inf.records import (
     REQUIRED_COLUMNS,
     ROW_COLUMNS,
@@ -39,7 +40,7 @@ from sentence_transformers_inf.records import (
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, resolve, set_intervals
 from sentence_transformers_inf.training.cpu import fast_on_cpu
 from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout
-from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder, read_recipe
+from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder
 
 logger = logging.get_logger(__name__)
 
@@ -294,7 +295,7 @@ def _license(base: str) -> str | None:
     """The licence that the base model's own card states, which is that of what is made from it."""
     if base == BUNDLED_BASE:
         return "apache-2.0"
-    if Path(base).is_dir() and (known := read_recipe(base).get("license")):
+    if Path(base).is_dir() and (known := (read_recipe(base) or {}).get("license")):
         return str(known)
     with contextlib.suppress(Exception):  # whatever is wrong with somebody else's card, it states no licence
         licence: str | None = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.license

@@ -1,7 +1,7 @@
 """An MTEB 2 encoder that hands instruction and query to the model apart, so that its own template joins them.
 
 MTEB's loaders give both: a batch of queries has the joined text in ``text``, the bare query in ``query`` and the
-instruction in ``instruction`` (``mteb._create_dataloaders``). Its own wrapper encodes ``text``.
+instruction in ``instruction`` (``mteb.types.BatchedInput``). Its own wrapper encodes ``text``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class InstructionEncoder(AbsEncoder):
         revision: Revision of the checkpoint, for the same purpose.
         no_instruction: Leave all instructions out: the control run.
 
+    Raises:
+        ValueError: ``name`` is not of that form.
+
     Example:
         ::
 
@@ -44,23 +47,27 @@ class InstructionEncoder(AbsEncoder):
     ) -> None:
         self.model = model
         self.no_instruction = no_instruction
-        data = model.model_card_data
-        self.mteb_model_meta = ModelMeta.create_empty(
-            overwrites={
-                "name": name,
-                "revision": revision or "no_revision_available",
-                "max_tokens": model.max_seq_length,
-                "embed_dim": model.get_embedding_dimension(),
-                "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "similarity_fn_name": ScoringFunction.from_str(model.similarity_fn_name),
-                "framework": ["Sentence Transformers", "PyTorch"],
-                "open_weights": True,
-                "use_instructions": True,
-                "license": data.license if isinstance(data.license, str) else None,
-                "languages": ["eng-Latn"],
-                "adapted_from": data.base_model,
-                "experiment_kwargs": {"no_instruction": True} if no_instruction else None,
-            }
+        self.mteb_model_meta = ModelMeta(
+            name=name,
+            revision=revision or "no_revision_available",
+            max_tokens=model.max_seq_length,
+            embed_dim=model.get_embedding_dimension(),
+            n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            similarity_fn_name=ScoringFunction.from_str(model.similarity_fn_name),
+            framework=["Sentence Transformers", "PyTorch"],
+            languages=["eng-Latn"],
+            open_weights=True,
+            use_instructions=True,
+            adapted_from=model.model_card_data.base_model,
+            experiment_kwargs={"no_instruction": True} if no_instruction else None,
+            # MTEB wants these stated; of a checkpoint at hand they are not known.
+            loader=None,
+            release_date=None,
+            memory_usage_mb=None,
+            license=None,
+            public_training_code=None,
+            public_training_data=None,
+            training_datasets=None,
         )
 
     def encode(

@@ -15,8 +15,8 @@ from mteb.abstasks import AbsTask
 from mteb.cache import ResultCache
 from mteb.results import TaskResult
 
-from sentence_transformers_inf.benchmarks.encoder import InstructionEncoder, folder_revision, result_name
-from sentence_transformers_inf.benchmarks.suites import FOLLOW_IR_METRICS, find_task, get_suite
+from sentence_transformers_inf.evaluation.mteb.encoder import InstructionEncoder, folder_revision, result_name
+from sentence_transformers_inf.evaluation.mteb.suites import FOLLOW_IR_METRICS, find_task, get_suite
 from sentence_transformers_inf.modules import load_instruction_model
 
 
@@ -25,12 +25,13 @@ class BenchmarkError(OSError):
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkScore:
     """One measure of one task for one model."""
 
     model: str
-    """As it was named in the call; the control run is told by ``instructed``."""
+    """As it was named in the call."""
     instructed: bool
+    """False for the control run, which leaves the instructions out."""
     task: str
     metric: str
     """The task's own main score; for FollowIR's tasks also what the paper reports beside p-MRR."""
@@ -51,21 +52,21 @@ def run_benchmark(
     tasks: list[str] | None = None,
     no_instruction: bool = False,
     batch_size: int = 32,
-    say: Callable[[str], None] = lambda line: None,
-) -> list[Row]:
+    log: Callable[[str], None] = lambda line: None,
+) -> list[BenchmarkScore]:
     """Run a benchmark; tasks whose results are in ``output`` are not run again.
 
     Args:
         models: Hub ids or folders; the first is the one in question, others are for comparison.
-        benchmark: One of :data:`~sentence_transformers_inf.benchmarks.SUITES`.
+        benchmark: One of :data:`~sentence_transformers_inf.evaluation.mteb.SUITES`.
         output: Folder of the results, in MTEB's layout (``results/MODEL/REVISION/TASK.json``).
         tasks: Some of the benchmark's tasks; ``None`` for all.
         no_instruction: Run every model without the instructions as well.
         batch_size: Texts encoded at a time.
-        say: Told which task is about to run.
+        log: Called with a line about the task that is about to run.
 
     Returns:
-        One row per model, control, task and measure.
+        One score per model, control, task and metric.
 
     Raises:
         ValueError: No such benchmark or task.
@@ -73,62 +74,64 @@ def run_benchmark(
     """
     suite = get_suite(benchmark, tasks)
     cache = ResultCache(Path(output))
-    _drop_half_written(Path(output), say)
-    rows = []
+    _drop_half_written(Path(output), log)
+    scores: list[BenchmarkScore] = []
     for name in models:
         model = load_instruction_model(name)
         revision = folder_revision(name) if Path(name).is_dir() else model.model_card_data.base_model_revision
         for bare in (False, True) if no_instruction else (False,):
             encoder = InstructionEncoder(model, result_name(name), revision, no_instruction=bare)
             for task in suite:
-                say(f"{task.metadata.name}: {name}{' without instructions' if bare else ''}")
+                log(f"{task.metadata.name}: {name}{' without instructions' if bare else ''}")
                 result = _run(encoder, task, cache, batch_size)
-                rows += _rows(name, not bare, task, result.task_results[0])
-    return rows
+                scores += _scores(name, not bare, task, result.task_results[0])
+    return scores
 
 
-def read_results(model: str, folder: str | Path) -> list[Row]:
+def read_results(model: str, folder: str | Path) -> list[BenchmarkScore]:
     """The results of one model in the output folder of :func:`run_benchmark`, with those of its control run.
 
     Args:
         model: The model's folder. Results of other weights that were there before are left out.
         folder: The output folder.
     """
-    rows: list[Row] = []
-    cache, revision = ResultCache(Path(folder)), folder_revision(model)
-    for path in sorted(cache.get_cache_paths([result_name(model)], include_remote=False, load_experiments="match_name")):
-        meta = json.loads((path.parent / "model_meta.json").read_text(encoding="utf-8"))
-        if meta["revision"] != revision:
-            continue
-        bare = bool((meta.get("experiment_kwargs") or {}).get("no_instruction"))
-        result = TaskResult.from_disk(path)
-        rows += _rows(model, not bare, find_task(result.task_name), result)
-    return rows
+    loaded = ResultCache(Path(folder)).load_results(
+        [result_name(model)], include_remote=False, load_experiments="match_name"
+    )
+    revision = folder_revision(model)
+    found = [
+        score
+        for result in loaded.model_results
+        if result.model_revision == revision
+        for task in result.task_results
+        for score in _scores(model, result.experiment_name is None, find_task(task.task_name), task)
+    ]
+    return sorted(found, key=lambda score: (score.task, not score.instructed))
 
 
-def _drop_half_written(folder: Path, say: Callable[[str], None]) -> None:
+def _drop_half_written(folder: Path, log: Callable[[str], None]) -> None:
     """Remove results that a run was writing when it was killed: MTEB would stumble over them."""
     for path in folder.glob("results/**/*.json"):
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            say(f"{path} was not written to its end: its task is run again")
+            log(f"{path} was not written to its end: its task is run again")
             path.unlink()
 
 
-def _rows(model: str, instructed: bool, task: AbsTask, result: Any) -> list[Row]:
+def _scores(model: str, instructed: bool, task: AbsTask, result: TaskResult) -> list[BenchmarkScore]:
     """The task's main score, and what the FollowIR paper (§4) reports beside it: a measure of the original instructions."""
     metadata = task.metadata
     split = next(iter(result.scores))
 
-    def row(metric: str, score: float) -> Row:
-        dataset, revision = metadata.dataset["path"], metadata.dataset["revision"]
-        return Row(model, instructed, metadata.name, metric, 100 * float(score), dataset, revision, split)
-
-    rows = [row(metadata.main_score, result.get_score())]
+    values = {metadata.main_score: result.get_score()}
     if (metric := FOLLOW_IR_METRICS.get(metadata.name)) is not None:
-        rows.append(row(metric, result.get_score(getter=lambda scores: scores["og"][metric])))
-    return rows
+        values[metric] = result.get_score(getter=lambda scores: scores["og"][metric])
+    dataset, revision = metadata.dataset["path"], metadata.dataset["revision"]
+    return [
+        BenchmarkScore(model, instructed, metadata.name, metric, 100 * float(value), dataset, revision, split)
+        for metric, value in values.items()
+    ]
 
 
 def _run(encoder: InstructionEncoder, task: Any, cache: ResultCache, batch_size: int) -> Any:

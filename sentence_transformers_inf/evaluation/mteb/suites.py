@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import mteb
+import numpy as np
 from datasets import Dataset
-from mteb._evaluators.retrieval_metrics import evaluate_p_mrr_change
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from sentence_transformers_inf.benchmarks.mair import MAIR_TASKS, mair_task
+from sentence_transformers_inf.evaluation import metrics
+from sentence_transformers_inf.evaluation.mteb.mair import MAIR_TASKS, mair_task
 from sentence_transformers_inf.records import TRIPLES, load_records
 
 SUITES = {
@@ -82,9 +83,8 @@ def find_task(name: str) -> AbsTask:
 class MiniInstructionRetrieval(AbsTaskRetrieval):
     """The test split of the bundled corpus as an MTEB task of FollowIR's kind.
 
-    The pool is all passages. Each record gives two changes of instruction for p-MRR, (q+, I+) -> (q+, I-) and back; FollowIR
-    names a pair of queries ``X-og`` and ``X-changed``, and the passage that stops being relevant in a change is listed for
-    X. So p-MRR here is that of
+    The pool is all passages. Each record gives two changes of instruction for p-MRR, (q+, I+) -> (q+, I-) and back. The
+    queries of a change are ``X-og`` and ``X-changed``, as in FollowIR. p-MRR is that of
     :class:`~sentence_transformers_inf.evaluation.InstructionFollowingEvaluator`.
     """
 
@@ -114,7 +114,7 @@ class MiniInstructionRetrieval(AbsTaskRetrieval):
         if self.data_loaded:
             return
         records = load_records("mini", "test")
-        corpus, queries, relevant, self.changed = [], [], {}, {}
+        corpus, queries, relevant, self.irrelevant = [], [], {}, {}
         for number, record in enumerate(records):
             names = [f"{number}-{place}" for place in range(3)]
             corpus += [{"id": name, "title": "", "text": record[row[2]]} for name, row in zip(names, TRIPLES)]
@@ -124,7 +124,7 @@ class MiniInstructionRetrieval(AbsTaskRetrieval):
                     identifier = f"{number}-{change}-{kind}"
                     queries.append({"id": identifier, "text": record[query], "instruction": record[instruction]})
                     relevant[identifier] = {names[place]: 1}
-                self.changed[f"{number}-{change}"] = [names[before]]
+                self.irrelevant[f"{number}-{change}"] = names[before]
         pool = [passage["id"] for passage in corpus]
         self.dataset = {
             "default": {
@@ -146,5 +146,15 @@ class MiniInstructionRetrieval(AbsTaskRetrieval):
         hf_split: str,
         hf_subset: str,
     ) -> dict[str, float]:
-        """p-MRR by MTEB's own function, in [-1, 1]."""
-        return cast(Any, evaluate_p_mrr_change(cast(Any, qrels), cast(Any, results), self.changed, self.k_values))
+        """p-MRR, in [-1, 1]: how far each passage fell that its change of instruction made irrelevant."""
+        ranks = [
+            [_rank(results[f"{change}-{kind}"], passage) for kind in ("og", "changed")]
+            for change, passage in self.irrelevant.items()
+        ]
+        original, changed = np.array(ranks).T
+        return {"p-MRR": metrics.p_mrr(original, changed, list(self.irrelevant))}
+
+
+def _rank(scores: Mapping[str, float], passage: str) -> int:
+    """The rank of a passage among those that a query found; ties by id, descending."""
+    return 1 + sum((score, name) > (scores[passage], passage) for name, score in scores.items())

@@ -1,0 +1,17 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+DataOption = Annotated[
+    str,
+    typer.Option(help="InF-IR records: 'mini', a .jsonl/.parquet file, a folder of such files, or a Hub dataset id."),
+]
+BaseOption = Annotated[
+    Optional[str],
+    typer.Option(help="Base model: a Hub id or a folder. Default: all-MiniLM-L6-v2, bundled with the demo."),
+]
+PublicOption = Annotated[bool, typer.Option("--public", help="Make it public; else it is private.")]

@@ -1,0 +1,33 @@
+"""``inf-embed search``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from sentence_transformers_inf.cli.tables import console, hits_table
+
+
+def search(
+    model: Annotated[str, typer.Argument(help="A Hub id or a folder.")],
+    corpus: Annotated[str, typer.Option(help="Passages: a .txt, .jsonl or .parquet file, or 'mini'.")],
+    query: Annotated[str, typer.Option(help="What to search for.")],
+    instruction: Annotated[Optional[str], typer.Option(help="What the passages should be like.")] = None,
+    index: Annotated[
+        Optional[Path],
+        typer.Option(help="The corpus's vectors, from the model or its base: .npy, .npz or a FAISS index."),
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many passages to show.", min=1)] = 5,
+) -> None:
+    """Search a corpus with and without an instruction, and mark the passages that it moved."""
+    from sentence_transformers_inf.modules import load_instruction_model
+    from sentence_transformers_inf.search import read_index, read_passages
+    from sentence_transformers_inf.search import search as run
+
+    texts, loaded = read_passages(corpus), load_instruction_model(model)
+    vectors = None if index is None else read_index(index, len(texts), int(loaded.get_embedding_dimension() or 0))
+    hits = run(loaded, texts, query, instruction, top, vectors, show_progress=sys.stderr.isatty())
+    console.print(hits_table(query, instruction, hits, top))

@@ -1,0 +1,140 @@
+"""``inf-embed train``: the arguments are the fields of the training arguments, from a YAML file and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+import yaml
+
+from sentence_transformers_inf.cli.tables import console, print_line
+
+if TYPE_CHECKING:
+    from sentence_transformers_inf.training import InstructionTrainingArguments
+    from sentence_transformers_inf.training.arguments import ScriptArguments
+
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""For Typer: the arguments are parsed here."""
+
+
+def train(context: typer.Context) -> None:
+    """Train a model; after an interruption, the same command goes on where it stopped."""
+    if "--help" in context.args or "--help-all" in context.args:
+        _print_help(everything="--help-all" in context.args)
+        return
+    from sentence_transformers_inf.corpora import load_training_data
+    from sentence_transformers_inf.training import InstructionTrainer
+    from sentence_transformers_inf.training.encoders import describe, hardware
+
+    script, args = parse(context.args)
+    records, validation = load_training_data(script.data, script.max_records)
+    trainer = InstructionTrainer(script.base, args, records, validation)
+    is_main = trainer.is_world_process_zero()
+    if is_main:
+        precision = "bfloat16" if trainer.args.bf16 else "float32"
+        print_line(f"{describe(trainer.model)}; {precision} on {hardware()}")
+    trainer.train()
+    trainer.run_folder.remove_checkpoints()
+    if is_main:
+        print_line(
+            f"\nThe model is in {args.output_dir}. Measure it: inf-embed evaluate {args.output_dir} --data {script.data}"
+        )
+    if args.push_to_hub:
+        url = trainer.push_to_hub()
+        if is_main:
+            print_line(f"Pushed: {url}")
+
+
+def parse(arguments: list[str]) -> tuple[ScriptArguments, InstructionTrainingArguments]:
+    """The arguments of a run from a command line; what stands there counts before what ``--config`` names.
+
+    Raises:
+        ValueError: An argument that there is not, or a value that cannot be; the message names it.
+        FileNotFoundError: There is no such configuration.
+    """
+    parser = _parser()
+    config, rest = _take_config(arguments)
+    if config is not None:
+        parser.set_defaults(**read_config(config, _names()))
+    script, args = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
+    return script, args
+
+
+def read_config(path: Path, names: set[str]) -> dict[str, Any]:
+    """The arguments in a YAML file, by name.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not YAML, or an argument that there is not; the message names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected arguments by name, as num_train_epochs: 2")
+    if unknown := sorted(str(name) for name in config if name not in names):
+        raise ValueError(f"{path}: there is no argument {unknown[0]!r} (inf-embed train --help-all lists all)")
+    return config
+
+
+def _names() -> set[str]:
+    from sentence_transformers_inf.training import InstructionTrainingArguments
+    from sentence_transformers_inf.training.arguments import ScriptArguments
+
+    classes = (ScriptArguments, InstructionTrainingArguments)
+    return {entry.name for of in classes for entry in dataclasses.fields(of)}
+
+
+def _parser() -> Any:
+    from transformers import HfArgumentParser
+
+    from sentence_transformers_inf.training import InstructionTrainingArguments
+    from sentence_transformers_inf.training.arguments import ScriptArguments
+
+    class Parser(HfArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(f"{message} (inf-embed train --help lists the arguments)")
+
+    return Parser(
+        [ScriptArguments, InstructionTrainingArguments], prog="inf-embed train", allow_abbrev=False, add_help=False
+    )
+
+
+def _take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """What ``--config`` names, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return Path(argument.partition("=")[2]), arguments[:place] + arguments[place + 1 :]
+        if argument == "--config":
+            if place + 1 == len(arguments):
+                raise ValueError("--config names no file")
+            return Path(arguments[place + 1]), arguments[:place] + arguments[place + 2 :]
+    return None, arguments
+
+
+def _print_help(everything: bool) -> None:
+    from rich.table import Table
+
+    from sentence_transformers_inf.training import InstructionTrainingArguments
+    from sentence_transformers_inf.training.arguments import ScriptArguments
+
+    if everything:
+        print_line(_parser().format_help())
+        return
+    table = Table(title="inf-embed train [--config FILE] [ARGUMENTS]", title_justify="left", show_header=False, box=None)
+    own = [*ScriptArguments.__annotations__, *InstructionTrainingArguments.__annotations__]
+    fields = [*dataclasses.fields(ScriptArguments), *dataclasses.fields(InstructionTrainingArguments)]
+    for entry in (entry for entry in fields if entry.name in own):
+        names = [f"--{entry.name.replace('_', '-')}", *entry.metadata.get("aliases", ())]
+        table.add_row(", ".join(reversed(names)), entry.metadata["help"])
+    console.print(table)
+    print_line(
+        "\nEvery other argument of Sentence Transformers' and transformers' trainers works as well, for example "
+        "--report-to wandb or --push-to-hub --hub-model-id user/name; --help-all lists them. --config reads arguments from a "
+        "YAML file, by their names with underscores. After an interruption, the same command goes on where it stopped."
+    )

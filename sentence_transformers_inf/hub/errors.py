@@ -1,0 +1,75 @@
+"""What the Hub refuses, in one line."""
+
+from __future__ import annotations
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from sentence_transformers_inf.compat import HTTPError
+
+HUB_ERRORS = (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+"""What ``huggingface_hub`` raises where it does not get what it asked for; see :func:`hub_problem`."""
+
+
+class HubError(OSError):
+    """The Hub refuses or cannot be reached; the message names the repository and the remedy, and no token."""
+
+
+def hub_problem(repo: str, error: Exception) -> str:
+    """One line about what the Hub said, without a token or the address of a request.
+
+    Args:
+        repo: ``user/name``.
+        error: One of :data:`HUB_ERRORS`.
+    """
+    if isinstance(error, HFValidationError):
+        return f"{repo}: expected user/name"
+    if isinstance(error, GatedRepoError):
+        return f"{repo}: access to this repository is restricted; ask for it on its page"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo}: there is no such repository for you; check the name, and log in with `hf auth login`"
+    if not isinstance(error, HfHubHTTPError):
+        return f"{repo}: the Hub cannot be reached; run the same command again when it can"
+    status = error.response.status_code
+    if status == 401:
+        return f"{repo}: the Hub does not accept the token (status 401); log in with `hf auth login`"
+    if status == 403:
+        return f"{repo}: the token may not write here (status 403); check the name and the token's rights"
+    message = f" ({error.server_message})" if error.server_message else ""
+    return f"{repo}: the Hub answers with status {status}{message}; run the same command again"
+
+
+def claim_repo(repo: str, repo_type: str, *, public: bool = False, revision: str | None = None) -> str:
+    """Create a repository, or make sure that it is there and may be written to.
+
+    Args:
+        repo: ``user/name``.
+        repo_type: ``model`` or ``dataset``.
+        public: Make it public; else a new one is private, and one that exists keeps its visibility.
+        revision: A branch, created where it is missing.
+
+    Returns:
+        Its address.
+
+    Raises:
+        HubError: The Hub refuses.
+    """
+    if repo.count("/") != 1:
+        raise HubError(f"{repo}: expected user/name")
+    api = HfApi()
+    try:
+        url = str(api.create_repo(repo, repo_type=repo_type, private=not public, exist_ok=True))
+        if public:
+            api.update_repo_settings(repo, repo_type=repo_type, private=False)
+        if revision is not None:
+            api.create_branch(repo, repo_type=repo_type, branch=revision, exist_ok=True)
+    except HUB_ERRORS as error:
+        raise HubError(hub_problem(repo, error)) from error
+    return url

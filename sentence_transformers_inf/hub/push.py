@@ -1,0 +1,66 @@
+"""Push a checkpoint and its card to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from sentence_transformers_inf.hub.card import RESULTS_FILE, is_generated, model_card
+from sentence_transformers_inf.hub.errors import HUB_ERRORS, HubError, claim_repo, hub_problem
+from sentence_transformers_inf.modules import load_instruction_model
+from sentence_transformers_inf.recipe import RECIPE_FILE, read_recipe
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+_NOT_PUSHED = ["eval/*", "checkpoints/*", ".cache/*", *_PICKLES]
+
+
+def push_model(folder: str | Path, repo: str, *, public: bool = False, revision: str | None = None) -> str:
+    """Push a saved model and its card; repeating it, after an interruption too, ends in the same repository.
+
+    The card names the model by ``repo``. One that was edited by hand is pushed as it is.
+
+    Args:
+        folder: The saved model, in safetensors.
+        repo: ``user/name``.
+        public: Make the repository public; else it is private (one that exists keeps its visibility, unless it is made
+            public).
+        revision: Branch to push to.
+
+    Returns:
+        The address of the model.
+
+    Raises:
+        FileNotFoundError: ``folder`` holds no saved model.
+        ValueError: Its run is not finished, or it holds pickled weights.
+        HubError: The Hub refuses.
+    """
+    folder = Path(folder)
+    _check_pushable(folder)
+    path = folder / "README.md"
+    card = path.read_text(encoding="utf-8") if path.exists() else None
+    if card is None or is_generated(card):
+        card = model_card(folder, repo, load_instruction_model(folder)).content
+    url = claim_repo(repo, "model", public=public, revision=revision)
+    api = HfApi()
+    try:
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, revision=revision, commit_message="Upload the model",
+            ignore_patterns=[*_NOT_PUSHED, RECIPE_FILE, RESULTS_FILE, "README.md"],
+        )  # fmt: skip
+        api.upload_file(
+            repo_id=repo, path_or_fileobj=card.encode(), path_in_repo="README.md", revision=revision,
+            commit_message="Write the model card",
+        )  # fmt: skip
+    except HUB_ERRORS as error:
+        raise HubError(hub_problem(repo, error)) from error
+    return url
+
+
+def _check_pushable(folder: Path) -> None:
+    if not (folder / "modules.json").is_file():
+        raise FileNotFoundError(f"{folder}: there is no saved model here")
+    if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
+        raise ValueError(f"{folder}: the training is not finished; give the same train command again")
+    if pickled := [path for pattern in _PICKLES for path in folder.rglob(pattern) if "checkpoints" not in path.parts]:
+        raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
