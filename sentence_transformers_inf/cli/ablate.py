@@ -20,7 +20,8 @@ def ablate(
     import datasets
     from rich.markdown import Markdown
 
-    from sentence_transformers_inf.ablation import read_config, run_ablation, write_report
+    from sentence_transformers_inf.training.ablation import read_config, run_ablation
+    from sentence_transformers_inf.training.ablation_report import write_report
 
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("the charts need matplotlib: pip install 'sentence-transformers-inf[eval]'")

@@ -135,6 +135,6 @@ def _print_help(everything: bool) -> None:
     console.print(table)
     print_line(
         "\nEvery other argument of Sentence Transformers' and transformers' trainers works as well, for example "
-        "--report-to wandb or --push-to-hub --hub-model-id user/name; --help-all lists them. --config reads arguments from a "
-        "YAML file, by their names with underscores. After an interruption, the same command goes on where it stopped."
+        "--report-to wandb or --push-to-hub --hub-model-id user/name; --help-all lists them. --config reads arguments from "
+        "a YAML file, by their names with underscores. After an interruption, the same command goes on where it stopped."
     )

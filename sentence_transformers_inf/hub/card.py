@@ -69,7 +69,9 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
     assert isinstance(first, InstructionTransformer)
     adapter = _read(folder / ADAPTER_FILE)
     if adapter:
-        weights = [path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts]
+        weights = [
+            path for path in folder.rglob("*.safetensors") if not path.relative_to(folder).parts[0].startswith("checkpoint-")
+        ]
         adapter["mib"] = sum(path.stat().st_size for path in weights) / 2**20
     name = folder.resolve().name if name is None else name
     recipe, results = read_recipe(folder) or {}, _read(folder / RESULTS_FILE)

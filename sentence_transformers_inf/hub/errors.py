@@ -46,7 +46,9 @@ def hub_problem(repo: str, error: Exception) -> str:
     return f"{repo}: the Hub answers with status {status}{message}; run the same command again"
 
 
-def claim_repo(repo: str, repo_type: str, *, public: bool = False, revision: str | None = None) -> str:
+def claim_repo(
+    repo: str, repo_type: str, *, public: bool = False, revision: str | None = None, token: str | None = None
+) -> str:
     """Create a repository, or make sure that it is there and may be written to.
 
     Args:
@@ -54,6 +56,7 @@ def claim_repo(repo: str, repo_type: str, *, public: bool = False, revision: str
         repo_type: ``model`` or ``dataset``.
         public: Make it public; else a new one is private, and one that exists keeps its visibility.
         revision: A branch, created where it is missing.
+        token: ``None``: that of the login.
 
     Returns:
         Its address.
@@ -63,7 +66,7 @@ def claim_repo(repo: str, repo_type: str, *, public: bool = False, revision: str
     """
     if repo.count("/") != 1:
         raise HubError(f"{repo}: expected user/name")
-    api = HfApi()
+    api = HfApi(token=token)
     try:
         url = str(api.create_repo(repo, repo_type=repo_type, private=not public, exist_ok=True))
         if public:

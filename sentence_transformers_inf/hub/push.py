@@ -12,10 +12,18 @@ from sentence_transformers_inf.modules import load_instruction_model
 from sentence_transformers_inf.recipe import RECIPE_FILE, read_recipe
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
-_NOT_PUSHED = ["eval/*", "checkpoints/*", ".cache/*", *_PICKLES]
+_NOT_PUSHED = ["eval/*", "checkpoint-*/*", ".cache/*", *_PICKLES]
 
 
-def push_model(folder: str | Path, repo: str, *, public: bool = False, revision: str | None = None) -> str:
+def push_model(
+    folder: str | Path,
+    repo: str,
+    *,
+    public: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload the model",
+) -> str:
     """Push a saved model and its card; repeating it, after an interruption too, ends in the same repository.
 
     The card names the model by ``repo``. One that was edited by hand is pushed as it is.
@@ -26,6 +34,8 @@ def push_model(folder: str | Path, repo: str, *, public: bool = False, revision:
         public: Make the repository public; else it is private (one that exists keeps its visibility, unless it is made
             public).
         revision: Branch to push to.
+        token: ``None``: that of the login.
+        commit_message: Of the model's files.
 
     Returns:
         The address of the model.
@@ -41,11 +51,11 @@ def push_model(folder: str | Path, repo: str, *, public: bool = False, revision:
     card = path.read_text(encoding="utf-8") if path.exists() else None
     if card is None or is_generated(card):
         card = model_card(folder, repo, load_instruction_model(folder)).content
-    url = claim_repo(repo, "model", public=public, revision=revision)
-    api = HfApi()
+    url = claim_repo(repo, "model", public=public, revision=revision, token=token)
+    api = HfApi(token=token)
     try:
         api.upload_folder(
-            repo_id=repo, folder_path=folder, revision=revision, commit_message="Upload the model",
+            repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message,
             ignore_patterns=[*_NOT_PUSHED, RECIPE_FILE, RESULTS_FILE, "README.md"],
         )  # fmt: skip
         api.upload_file(
@@ -62,5 +72,10 @@ def _check_pushable(folder: Path) -> None:
         raise FileNotFoundError(f"{folder}: there is no saved model here")
     if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
         raise ValueError(f"{folder}: the training is not finished; give the same train command again")
-    if pickled := [path for pattern in _PICKLES for path in folder.rglob(pattern) if "checkpoints" not in path.parts]:
+    if pickled := [path for pattern in _PICKLES for path in folder.rglob(pattern) if not _of_run(path, folder)]:
         raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
+
+
+def _of_run(path: Path, folder: Path) -> bool:
+    """Whether a file is in a checkpoint of the run, which is not pushed."""
+    return path.relative_to(folder).parts[0].startswith("checkpoint-")

@@ -4,6 +4,7 @@ card."""
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -165,11 +166,13 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     def recipe(self) -> dict[str, Any]:
         """What decides the weights: all that is specific to this class, and what the host's weights depend on.
 
-        ``output_dir`` and whether to overwrite are no part of it. Paths are as they were given.
+        What is ``None`` is left out.
         """
         values = self.to_dict()
-        names = dict.fromkeys((*InstructionTrainingArguments.__annotations__, *_SHAPE_THE_WEIGHTS))
-        return {name: values[name] for name in names if name in values and name not in _OF_THE_RUN}
+        hosts = {entry.name: entry.default for entry in dataclasses.fields(SentenceTransformerTrainingArguments)}
+        changed = [name for name in _SHAPE_THE_WEIGHTS if name in values and values[name] not in (hosts[name], None, {})]
+        names = dict.fromkeys((*InstructionTrainingArguments.__annotations__, *changed))
+        return {name: values[name] for name in names if name not in _OF_THE_RUN and values[name] is not None}
 
 
 def _check(args: InstructionTrainingArguments) -> None:

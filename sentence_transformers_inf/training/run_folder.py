@@ -115,11 +115,11 @@ class RunFolder:
 
 def _first_change(earlier: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """The first setting of a recipe that an earlier one has otherwise."""
-    for name, value in recipe.items():
-        before = earlier.get(name)
-        if isinstance(value, dict) and isinstance(before, dict):
-            if (change := _first_change(before, value)) is not None:
+    for name in [*recipe, *(name for name in earlier if name not in recipe)]:
+        before, now = earlier.get(name), recipe.get(name)
+        if isinstance(now, dict) and isinstance(before, dict):
+            if (change := _first_change(before, now)) is not None:
                 return change
-        elif before != value:
-            return name, before, value
+        elif before != now:
+            return name, before, now
     return None

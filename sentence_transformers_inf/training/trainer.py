@@ -209,6 +209,44 @@ class InstructionTrainer(SentenceTransformerTrainer):
         folder.finish(self._recipe)
         self.create_model_card()
 
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Push the finished model and its card, without what only the run needs, to ``hub_model_id``.
+
+        Args:
+            commit_message: Of the model's files.
+            blocking: Of the host; it always is.
+            token: ``None``: that of the arguments, else of the login.
+            revision: Branch to push to; ``None``: that of the arguments.
+            private: Whether a repository that is created is private; ``None``: as the arguments say, else it is.
+            **kwargs: Of the host; not used.
+
+        Returns:
+            The address of the model; ``None`` on all processes but the first.
+        """
+        from sentence_transformers_inf.hub.push import push_model  # above this room
+
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        repo = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
+        private = self.args.hub_private_repo if private is None else private
+        return push_model(
+            str(self.args.output_dir),
+            repo,
+            public=private is False,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            commit_message=commit_message or "Upload the model",
+        )
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of the finished model in ``output_dir``; what the host would put on a card is not used."""
         from sentence_transformers_inf.hub.card import write_model_card  # above this room

@@ -2,10 +2,10 @@
 
 A configuration is a YAML file::
 
-    data: mini                      # records, as for train; the split train is trained on
+    data: mini                      # as for inf-embed train; the split train is trained on
     evaluate: {data: mini, split: validation}
     seeds: [42, 43, 44]
-    settings: {max_records: 480}    # options of train that all cells have
+    settings: {max_records: 480}    # arguments that all cells have
     grid:                           # every combination is a cell
       objective: [uni_P, multi_P_I]
     cells:                          # further cells, by name
@@ -17,15 +17,15 @@ What it gains over the base model as well is not instruction following.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import inspect
 import itertools
 import json
 import math
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,24 @@ import yaml
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from sentence_transformers_inf.corpora import bundled_base
-from sentence_transformers_inf.evaluation import METRIC_NAMES, METRICS, measure
+from sentence_transformers_inf.corpora import bundled_base, load_training_data
+from sentence_transformers_inf.evaluation import METRICS, measure
 from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
 from sentence_transformers_inf.modules import load_instruction_model
-from sentence_transformers_inf.recipe import RECIPE_FILE
+from sentence_transformers_inf.recipe import read_recipe
 from sentence_transformers_inf.records import load_records
-from sentence_transformers_inf.training import train
+from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, ScriptArguments
+from sentence_transformers_inf.training.run_folder import RunFolder
+from sentence_transformers_inf.training.trainer import InstructionTrainer
+
+_CLASSES = (ScriptArguments, InstructionTrainingArguments)
 
 BASELINE = "no instructions"
 """The cell that is trained without instructions."""
 
 BASE = "base model"
 
-_NOT_IN_A_CELL = ("output", "overwrite", "show_progress", "say", "seed", "passage_embeddings")
+_NOT_IN_A_CELL = {"output_dir", "overwrite", "seed", "passage_embeddings"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Ablation:
     """A configuration that was read and checked."""
 
     cells: dict[str, dict[str, Any]]
-    """The options of :func:`~sentence_transformers_inf.training.train` of each cell, by name."""
+    """Of each cell, by name: fields of :class:`~sentence_transformers_inf.training.arguments.ScriptArguments` and of
+    :class:`~sentence_transformers_inf.training.InstructionTrainingArguments`."""
     seeds: list[int]
     evaluate: dict[str, str | None]
     axis: str | None = None
@@ -63,7 +68,7 @@ class Ablation:
 
 
 @dataclass(frozen=True)
-class Row:
+class CellResult:
     """A cell over its seeds, or the base model."""
 
     name: str
@@ -127,11 +132,11 @@ def read_config(path: Path) -> Ablation:
     if not cells:
         raise ValueError(f"{path}: there is neither a grid nor a cell in it")
     cells.setdefault(BASELINE, {**shared, "instructions": False})
-    options_of_train = set(inspect.signature(train).parameters) - set(_NOT_IN_A_CELL)
-    for name, options in cells.items():
-        if unknown := sorted(set(options) - options_of_train):
+    options = {entry.name for kind in _CLASSES for entry in dataclasses.fields(kind)} - _NOT_IN_A_CELL
+    for name, given in cells.items():
+        if unknown := sorted(set(given) - options):
             raise ValueError(
-                f"{path}: {name}: train has no option {unknown[0]!r}; it has {', '.join(sorted(options_of_train))}"
+                f"{path}: {name}: there is no argument {unknown[0]!r} of a training (inf-embed train --help lists them)"
             )
     evaluate = {"data": shared["data"], "split": "validation", **config.get("evaluate", {})}
     numbers = [name for name, values in grid.items() if all(isinstance(value, (int, float)) for value in values)]
@@ -140,7 +145,7 @@ def read_config(path: Path) -> Ablation:
 
 def run_ablation(
     ablation: Ablation, output: Path, say: Callable[[str], None] = lambda line: None, show_progress: bool = True
-) -> list[Row]:
+) -> list[CellResult]:
     """Train and measure every cell that has not been yet.
 
     Args:
@@ -154,7 +159,7 @@ def run_ablation(
         The base model's row, then those of the cells.
 
     Raises:
-        ValueError: What :func:`~sentence_transformers_inf.training.train` says is wrong, with the name of the cell; or
+        ValueError: What the trainer says is wrong, with the name of the cell; or
             ``output`` holds a result of the same name with other settings.
     """
     records = load_records(str(ablation.evaluate["data"]), ablation.evaluate["split"])
@@ -175,9 +180,9 @@ def run_ablation(
         folder = output / _folder_name(name) / f"seed-{seed}"
 
         def cell(folder: Path = folder, options: dict[str, Any] = options, seed: int = seed) -> dict[str, Any]:
-            if not _is_finished(folder / "model"):
-                train(**options, output=folder / "model", seed=seed, show_progress=show_progress)
-            recipe = json.loads((folder / "model" / RECIPE_FILE).read_text(encoding="utf-8"))
+            if not RunFolder(folder / "model").is_finished:
+                _train(options, folder / "model", seed, show_progress)
+            recipe = read_recipe(folder / "model") or {}
             return {**measured(load_instruction_model(folder / "model")), "minutes": recipe.get("minutes")}
 
         say(f"{number} of {len(runs)}: {name}, seed {seed}")
@@ -188,7 +193,7 @@ def run_ablation(
         shutil.rmtree(folder / "model", ignore_errors=True)
         found.setdefault(name, []).append(result)
     baseline = _values(found[BASELINE])
-    return [_row(name, results, baseline, ablation.cells.get(name, {})) for name, results in found.items()]
+    return [_cell_result(name, results, baseline, ablation.cells.get(name, {})) for name, results in found.items()]
 
 
 def _once(path: Path, settings: dict[str, Any], ablation: Ablation, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -207,9 +212,15 @@ def _once(path: Path, settings: dict[str, Any], ablation: Ablation, run: Callabl
     return result
 
 
-def _is_finished(model: Path) -> bool:
-    recipe = model / RECIPE_FILE
-    return recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")).get("finished", False)
+def _train(options: dict[str, Any], output: Path, seed: int, show_progress: bool) -> None:
+    """Train one cell with one seed."""
+    of_script = {entry.name for entry in dataclasses.fields(ScriptArguments)}
+    script = ScriptArguments(**{name: value for name, value in options.items() if name in of_script})
+    settings = {name: value for name, value in options.items() if name not in of_script}
+    args = InstructionTrainingArguments(
+        output_dir=str(output), seed=seed, disable_tqdm=not show_progress, report_to="none", **settings
+    )
+    InstructionTrainer(script.base, args, *load_training_data(script.data, script.max_records)).train()
 
 
 def _folder_name(name: str) -> str:
@@ -223,7 +234,9 @@ def _values(results: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
     return {metric: np.mean([result["values"][metric] for result in results], axis=0) for metric in results[0]["values"]}
 
 
-def _row(name: str, results: list[dict[str, Any]], baseline: dict[str, NDArray[np.float64]], options: dict[str, Any]) -> Row:
+def _cell_result(
+    name: str, results: list[dict[str, Any]], baseline: dict[str, NDArray[np.float64]], options: dict[str, Any]
+) -> CellResult:
     values = _values(results)
     gains = {}
     for metric, of_records in values.items():
@@ -236,7 +249,7 @@ def _row(name: str, results: list[dict[str, Any]], baseline: dict[str, NDArray[n
         for kind, of_kind in results[0]["per_type"].items()
     }
     tokens, dollars = _cost(options)
-    return Row(
+    return CellResult(
         name=name,
         means={metric: float(of_seeds.mean()) for metric, of_seeds in spread.items()},
         deviations={
@@ -259,120 +272,3 @@ def _cost(options: dict[str, Any]) -> tuple[float, float]:
     usage = json.loads(report.read_text(encoding="utf-8"))["usage"].values()
     tokens = sum(total["prompt_tokens"] + total["completion_tokens"] for total in usage)
     return float(tokens), float(sum(total["cost"] for total in usage))
-
-
-def write_report(ablation: Ablation, rows: list[Row], folder: Path) -> str:
-    """Write ``report.json``, ``report.md``, ``ablation.png`` and, with instruction types, ``types.png``, both also as SVG.
-
-    Returns:
-        The Markdown table.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    table = _markdown(ablation, rows)
-    best = max(rows[1:], key=lambda row: row.means["p_mrr"])
-    (folder / "report.md").write_text(f"{table}\n{_failures(ablation, best)}", encoding="utf-8")
-    report = json.dumps([asdict(row) for row in rows], indent=2)
-    (folder / "report.json").write_text(re.sub(r"\bNaN\b", "null", report) + "\n", encoding="utf-8")
-    _draw_cells(ablation, rows, folder)
-    if rows[0].per_type:
-        _draw_types(rows[0], best, folder)
-    return table
-
-
-def _markdown(ablation: Ablation, rows: list[Row]) -> str:
-    metrics = ("p_mrr", "pair_accuracy", "ndcg_at_10", "plain_ndcg_at_10")
-    costs = [name for name in ("minutes", "tokens", "dollars") if any(math.isfinite(getattr(row, name)) for row in rows)]
-    header = ["", *(METRIC_NAMES[metric] for metric in metrics), f"p-MRR over {BASELINE}", *costs]
-    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
-    for row in rows:
-        cells = [
-            f"{row.means[metric]:.1f}"
-            + (f" ± {row.deviations[metric]:.1f}" if len(ablation.seeds) > 1 and row is not rows[0] else "")
-            for metric in metrics
-        ]
-        gain, low, high = row.gains["p_mrr"]
-        cells.append("" if row.name == BASELINE else f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]")
-        for cost in costs:
-            value = getattr(row, cost)
-            cells.append("" if math.isnan(value) else f"{value:,.0f}" if cost == "tokens" else f"{value:.1f}")
-        lines.append(f"| {' | '.join([row.name, *cells])} |")
-    return "\n".join(lines) + "\n"
-
-
-def _failures(ablation: Ablation, row: Row) -> str:
-    """Of each instruction type, the record that a cell obeys least, and in how many it obeys both instructions."""
-    records = load_records(str(ablation.evaluate["data"]), ablation.evaluate["split"])
-    types = records["instruction_type"] if "instruction_type" in records.column_names else [""] * len(records)
-    lines = [f"## What {row.name} gets wrong", ""]
-    for kind in sorted(set(types), key=lambda kind: kind or ""):
-        of_kind = [index for index, other in enumerate(types) if other == kind]
-        obeyed = sum(row.values["pair_accuracy"][index] == 100 for index in of_kind)
-        worst = min(of_kind, key=lambda index: (row.values["pair_accuracy"][index], row.values["p_mrr"][index]))
-        lines.append(f"**{kind or 'all'}**: {obeyed} of {len(of_kind)} obeyed with every seed.")
-        if row.values["pair_accuracy"][worst] < 100:
-            record = records[worst]
-            lines += ["", f"- query: {_line(record['query_positive'])}"]
-            for instruction, passage in (("positive", "document"), ("negative", "hard_negative_document_1")):
-                lines.append(f"- *{_line(record[f'instruction_{instruction}'])}* should prefer: {_line(record[passage])}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _line(text: str, limit: int = 160) -> str:
-    """A text in one line of Markdown, shortened."""
-    text = re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
-    return text if len(text) <= limit else f"{text[:limit].rstrip()} …"
-
-
-def _draw_cells(ablation: Ablation, rows: list[Row], folder: Path) -> None:
-    """A curve over the one numeric option that is varied, else a bar for every cell."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    shown = {"p_mrr": "tab:blue", "ndcg_at_10": "tab:orange", "plain_ndcg_at_10": "tab:green"}
-    points = [
-        (ablation.cells[row.name][ablation.axis], row)
-        for row in rows
-        if ablation.axis and row.name.startswith(f"{ablation.axis} ")
-    ]
-    figure = Figure(figsize=(7, 4.2 if points else 0.45 * len(rows) + 1.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    if points:
-        axes = figure.subplots()
-        for metric, colour in shown.items():
-            values = [row.means[metric] for _, row in points]
-            spread = [row.deviations[metric] for _, row in points]
-            axes.errorbar(
-                [at for at, _ in points], values, spread, color=colour, marker="o", capsize=3, label=METRIC_NAMES[metric]
-            )
-            axes.axhline(rows[0].means[metric], color=colour, linestyle=":", linewidth=1)
-        axes.set_xlabel(f"{ablation.axis} (dotted: the base model)")
-        axes.legend(frameon=False)
-    else:
-        for axes, (metric, colour) in zip(figure.subplots(1, len(shown), sharey=True), shown.items()):
-            values = [row.means[metric] for row in rows][::-1]
-            spread = [row.deviations[metric] for row in rows][::-1]
-            axes.barh([row.name for row in rows][::-1], values, color=colour, xerr=np.nan_to_num(spread), capsize=2)
-            axes.set_xlabel(METRIC_NAMES[metric])
-            axes.set_xlim(left=min(0, min(values)) if metric == "p_mrr" else max(0, min(values) - 10))
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"ablation.{suffix}", dpi=150)
-
-
-def _draw_types(base: Row, best: Row, folder: Path) -> None:
-    """Pair accuracy of each instruction type: the base model and the cell with the highest p-MRR."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    kinds = sorted(best.per_type, key=lambda kind: best.per_type[kind]["pair_accuracy"])
-    figure = Figure(figsize=(7, 0.4 * len(kinds) + 1.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for offset, row, colour in ((0.2, base, "0.7"), (-0.2, best, "tab:blue")):
-        values = [row.per_type[kind]["pair_accuracy"] for kind in kinds]
-        axes.barh(np.arange(len(kinds)) - offset, values, 0.4, color=colour, label=row.name)
-    axes.set_yticks(np.arange(len(kinds)), [f"{kind} ({best.per_type[kind]['records']:.0f})" for kind in kinds])
-    axes.set_xlabel("pair accuracy (in brackets: records)")
-    axes.legend(frameon=False, loc="lower right")
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"types.{suffix}", dpi=150)

@@ -1,0 +1,132 @@
+"""The report of an ablation: a table, charts, and what the best cell gets wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from sentence_transformers_inf.evaluation import METRIC_NAMES
+from sentence_transformers_inf.records import load_records
+from sentence_transformers_inf.training.ablation import BASELINE, Ablation, CellResult
+
+
+def write_report(ablation: Ablation, rows: list[CellResult], folder: Path) -> str:
+    """Write ``report.json``, ``report.md``, ``ablation.png`` and, with instruction types, ``types.png``, both also as SVG.
+
+    Returns:
+        The Markdown table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = _markdown(ablation, rows)
+    best = max(rows[1:], key=lambda row: row.means["p_mrr"])
+    (folder / "report.md").write_text(f"{table}\n{_failures(ablation, best)}", encoding="utf-8")
+    report = json.dumps([asdict(row) for row in rows], indent=2)
+    (folder / "report.json").write_text(re.sub(r"\bNaN\b", "null", report) + "\n", encoding="utf-8")
+    _draw_cells(ablation, rows, folder)
+    if rows[0].per_type:
+        _draw_types(rows[0], best, folder)
+    return table
+
+
+def _markdown(ablation: Ablation, rows: list[CellResult]) -> str:
+    metrics = ("p_mrr", "pair_accuracy", "ndcg_at_10", "plain_ndcg_at_10")
+    costs = [name for name in ("minutes", "tokens", "dollars") if any(math.isfinite(getattr(row, name)) for row in rows)]
+    header = ["", *(METRIC_NAMES[metric] for metric in metrics), f"p-MRR over {BASELINE}", *costs]
+    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
+    for row in rows:
+        cells = [
+            f"{row.means[metric]:.1f}"
+            + (f" ± {row.deviations[metric]:.1f}" if len(ablation.seeds) > 1 and row is not rows[0] else "")
+            for metric in metrics
+        ]
+        gain, low, high = row.gains["p_mrr"]
+        cells.append("" if row.name == BASELINE else f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]")
+        for cost in costs:
+            value = getattr(row, cost)
+            cells.append("" if math.isnan(value) else f"{value:,.0f}" if cost == "tokens" else f"{value:.1f}")
+        lines.append(f"| {' | '.join([row.name, *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _failures(ablation: Ablation, row: CellResult) -> str:
+    """Of each instruction type, the record that a cell obeys least, and in how many it obeys both instructions."""
+    records = load_records(str(ablation.evaluate["data"]), ablation.evaluate["split"])
+    types = records["instruction_type"] if "instruction_type" in records.column_names else [""] * len(records)
+    lines = [f"## What {row.name} gets wrong", ""]
+    for kind in sorted(set(types), key=lambda kind: kind or ""):
+        of_kind = [index for index, other in enumerate(types) if other == kind]
+        obeyed = sum(row.values["pair_accuracy"][index] == 100 for index in of_kind)
+        worst = min(of_kind, key=lambda index: (row.values["pair_accuracy"][index], row.values["p_mrr"][index]))
+        lines.append(f"**{kind or 'all'}**: {obeyed} of {len(of_kind)} obeyed with every seed.")
+        if row.values["pair_accuracy"][worst] < 100:
+            record = records[worst]
+            lines += ["", f"- query: {_line(record['query_positive'])}"]
+            for instruction, passage in (("positive", "document"), ("negative", "hard_negative_document_1")):
+                lines.append(f"- *{_line(record[f'instruction_{instruction}'])}* should prefer: {_line(record[passage])}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(text: str, limit: int = 160) -> str:
+    """A text in one line of Markdown, shortened."""
+    text = re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} …"
+
+
+def _draw_cells(ablation: Ablation, rows: list[CellResult], folder: Path) -> None:
+    """A curve over the one numeric option that is varied, else a bar for every cell."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = {"p_mrr": "tab:blue", "ndcg_at_10": "tab:orange", "plain_ndcg_at_10": "tab:green"}
+    points = [
+        (ablation.cells[row.name][ablation.axis], row)
+        for row in rows
+        if ablation.axis and row.name.startswith(f"{ablation.axis} ")
+    ]
+    figure = Figure(figsize=(7, 4.2 if points else 0.45 * len(rows) + 1.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    if points:
+        axes = figure.subplots()
+        for metric, colour in shown.items():
+            values = [row.means[metric] for _, row in points]
+            spread = [row.deviations[metric] for _, row in points]
+            axes.errorbar(
+                [at for at, _ in points], values, spread, color=colour, marker="o", capsize=3, label=METRIC_NAMES[metric]
+            )
+            axes.axhline(rows[0].means[metric], color=colour, linestyle=":", linewidth=1)
+        axes.set_xlabel(f"{ablation.axis} (dotted: the base model)")
+        axes.legend(frameon=False)
+    else:
+        for axes, (metric, colour) in zip(figure.subplots(1, len(shown), sharey=True), shown.items()):
+            values = [row.means[metric] for row in rows][::-1]
+            spread = [row.deviations[metric] for row in rows][::-1]
+            axes.barh([row.name for row in rows][::-1], values, color=colour, xerr=np.nan_to_num(spread), capsize=2)
+            axes.set_xlabel(METRIC_NAMES[metric])
+            axes.set_xlim(left=min(0, min(values)) if metric == "p_mrr" else max(0, min(values) - 10))
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"ablation.{suffix}", dpi=150)
+
+
+def _draw_types(base: CellResult, best: CellResult, folder: Path) -> None:
+    """Pair accuracy of each instruction type: the base model and the cell with the highest p-MRR."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kinds = sorted(best.per_type, key=lambda kind: best.per_type[kind]["pair_accuracy"])
+    figure = Figure(figsize=(7, 0.4 * len(kinds) + 1.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for offset, row, colour in ((0.2, base, "0.7"), (-0.2, best, "tab:blue")):
+        values = [row.per_type[kind]["pair_accuracy"] for kind in kinds]
+        axes.barh(np.arange(len(kinds)) - offset, values, 0.4, color=colour, label=row.name)
+    axes.set_yticks(np.arange(len(kinds)), [f"{kind} ({best.per_type[kind]['records']:.0f})" for kind in kinds])
+    axes.set_xlabel("pair accuracy (in brackets: records)")
+    axes.legend(frameon=False, loc="lower right")
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"types.{suffix}", dpi=150)
