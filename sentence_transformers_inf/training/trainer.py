@@ -155,7 +155,8 @@ class InstructionTrainer(SentenceTransformerTrainer):
         # Left under autocast the model would encode in bfloat16 from now on.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         for transformer in encoders_of(self.model):
-            transformer.model.gradient_checkpointing_disable()
+            if transformer.model.is_gradient_checkpointing:
+                transformer.model.gradient_checkpointing_disable()
         self._prefer_last()
         self.model.requires_grad_(True)
         if resume_from_checkpoint is None:  # else these are only the minutes since the interruption

@@ -109,6 +109,6 @@ def folder_revision(model: str) -> str:
     """A revision for MTEB's result folders of a local model: it changes with the weights and the settings."""
     digest = hashlib.sha256()
     for path in sorted([*Path(model).rglob("*.safetensors"), *Path(model).rglob("*config*.json")]):
-        if "checkpoints" not in path.parts:
+        if not path.relative_to(model).parts[0].startswith("checkpoint-"):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
