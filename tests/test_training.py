@@ -33,8 +33,8 @@ from sentence_transformers_inf.modules import encoder_of, encoders_of
 from sentence_transformers_inf.training import arguments
 from sentence_transformers_inf.training.run_folder import COMPLETE_FILE
 
-# With dropout and the choice of a checkpoint, so that both must survive a resume; in float32, because bfloat16 rounds two runs
-# that should be equal apart.
+# With dropout and the choice of a checkpoint, so that both must survive a resume; in float32, because bfloat16 rounds
+# two runs that should be equal apart.
 SETTINGS = {
     "per_device_train_batch_size": 2,
     "num_train_epochs": 2,

@@ -38,7 +38,7 @@ from sentence_transformers_inf.records import (
     training_dataset,
 )
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, resolve, set_intervals
-from sentence_transformers_inf.training.cpu import fast_on_cpu
+from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, fast_on_cpu
 from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout
 from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder
 
@@ -147,10 +147,11 @@ class InstructionTrainer(SentenceTransformerTrainer):
         resume_from_checkpoint = resume_from_checkpoint or self.run_folder.last_checkpoint()
         logger.info(f"{describe(self.model)}; {'bfloat16' if self.args.bf16 else 'float32'} on {hardware()}")
         started = time.monotonic()
-        with (
-            hidden_dropout(self.model, float(self.args.dropout or 0)),
-            fast_on_cpu(self.model, self.args.bf16, self.args.seed),
-        ):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(hidden_dropout(self.model, float(self.args.dropout or 0)))
+            is_unpadded = stack.enter_context(fast_on_cpu(self.model, bool(self.args.bf16), self.args.seed))
+            if is_unpadded and self.args.max_tokens_per_chunk is None and isinstance(self.loss, InstructionContrastiveLoss):
+                self.loss.max_tokens_per_chunk = CHUNK_TOKENS
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         # Left under autocast the model would encode in bfloat16 from now on.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
