@@ -61,7 +61,7 @@ _OF_THE_RUN = (
 )
 """The arguments of this class that do not decide the weights."""
 
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def _option(default: Any, help: str, *aliases: str) -> Any:
@@ -192,8 +192,6 @@ def _check(args: InstructionTrainingArguments) -> None:
         raise ValueError("passage_embeddings are of passages that stay as they are: use them with update='queries'")
     if args.update == "queries" and args.passage_embeddings is None and not args.instructions:
         raise ValueError("an adapter encodes instructed queries alone: with update='queries' leave instructions on")
-    if args.lora_r and args.frozen_layers:
-        raise ValueError("a LoRA keeps all layers as they are: leave frozen_layers out")
     numbers = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "evaluations", "mini_batch_size")
     for name in (*numbers, "scale"):
         if (value := getattr(args, name)) is not None and value <= 0:
@@ -201,6 +199,8 @@ def _check(args: InstructionTrainingArguments) -> None:
     for name in ("frozen_layers", "lora_r", "sampled_instructions", "plain_weight", "warmup_steps"):
         if (value := getattr(args, name)) is not None and value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
+    if args.lora_r and args.frozen_layers:
+        raise ValueError("a LoRA keeps all layers as they are: leave frozen_layers out")
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise ValueError(f"dropout must be at least 0 and less than 1, got {args.dropout}")
 
@@ -301,8 +301,8 @@ def has_fast_bfloat16(use_cpu: bool = False) -> bool:
     """Whether this machine has instructions for bfloat16: a GPU that does, or an x86 CPU with AMX or AVX512-BF16."""
     if torch.cuda.is_available() and not use_cpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not _CPUINFO.exists():
+    if not CPUINFO.exists():
         return False
-    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)

@@ -38,7 +38,7 @@ from sentence_transformers_inf.records import (
     training_dataset,
 )
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, resolve, set_intervals
-from sentence_transformers_inf.training.cpu import fast_on_cpu
+from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, fast_on_cpu
 from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout, loras_apart
 from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder
 
@@ -127,9 +127,9 @@ class InstructionTrainer(SentenceTransformerTrainer):
             **kwargs,
         )
         self.add_callback(MarkComplete())
-        self._last = KeepLast()
+        self.keep_last = KeepLast()
         if args.load_best_model_at_end:
-            self.add_callback(self._last)
+            self.add_callback(self.keep_last)
         self.run_folder = RunFolder(str(args.output_dir))
         self._recipe = _recipe(base, self._records, args)
 
@@ -148,25 +148,26 @@ class InstructionTrainer(SentenceTransformerTrainer):
         resume_from_checkpoint = resume_from_checkpoint or self.run_folder.last_checkpoint()
         logger.info(f"{describe(self.model)}; {'bfloat16' if self.args.bf16 else 'float32'} on {hardware()}")
         started = time.monotonic()
-        with (
-            loras_apart(self.model),
-            hidden_dropout(self.model, float(self.args.dropout or 0)),
-            fast_on_cpu(self.model, self.args.bf16, self.args.seed),
-        ):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(loras_apart(self.model))
+            stack.enter_context(hidden_dropout(self.model, float(self.args.dropout or 0)))
+            is_unpadded = stack.enter_context(fast_on_cpu(self.model, bool(self.args.bf16), self.args.seed))
+            if is_unpadded and self.args.max_tokens_per_chunk is None and isinstance(self.loss, InstructionContrastiveLoss):
+                self.loss.max_tokens_per_chunk = CHUNK_TOKENS
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         # Left under autocast the model would encode in bfloat16 from now on.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        for transformer in encoders_of(self.model):
-            if transformer.model.is_gradient_checkpointing:
+        if self.args.gradient_checkpointing:
+            for transformer in encoders_of(self.model):
                 transformer.model.gradient_checkpointing_disable()
-        self._prefer_last()
+        self.choose_weights()
         self.model.requires_grad_(True)
         if resume_from_checkpoint is None:  # else these are only the minutes since the interruption
             self._recipe |= {"minutes": round((time.monotonic() - started) / 60, 1), "hardware": hardware()}
         self.save_model(_internal_call=True)
         return output
 
-    def _prefer_last(self) -> None:
+    def choose_weights(self) -> None:
         """Take the last weights, unless the best by p-MRR on validation, which are loaded, are ahead of them beyond noise.
 
         On few records the maximum over the checkpoints is mostly luck, while the last has learned at the lowest rate. So an
@@ -177,7 +178,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         measured = functools.partial(measure, records=self._validation, passage_embeddings=self._validation_vectors)
         best = {name: value.clone() for name, value in self.model.state_dict().items()}
         ahead = measured(self.model).values["p_mrr"]
-        self.model.load_state_dict(self._last.weights)
+        self.model.load_state_dict(self.keep_last.weights)
         ahead = ahead - measured(self.model).values["p_mrr"]
         if ahead.mean() > ahead.std(ddof=1) / len(ahead) ** 0.5:
             self.model.load_state_dict(best)
