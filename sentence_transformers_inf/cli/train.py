@@ -96,7 +96,7 @@ def _parser() -> Any:
     from sentence_transformers_inf.training import InstructionTrainingArguments
     from sentence_transformers_inf.training.arguments import ScriptArguments
 
-    class Parser(HfArgumentParser):  # type: ignore[misc]
+    class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise ValueError(f"{message} (inf-embed train --help lists the arguments)")
 

@@ -156,7 +156,7 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     def __post_init__(self) -> None:
         _check(self)
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_fast_bfloat16(self.use_cpu)
+            self.bf16 = not self.fp16 and has_fast_bfloat16(self.use_cpu)  # type: ignore[has-type]
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else the host refuses bfloat16
         if self.dataloader_pin_memory is None:
