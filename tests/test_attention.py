@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
-from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
+from sentence_transformers_inf import InstructionTrainingArguments, load_instruction_model, training_dataset
 from sentence_transformers_inf.losses import (
     CachedInstructionContrastiveLoss,
     InstructionContrastiveLoss,
     instruction_contrastive_loss,
 )
-from sentence_transformers_inf.modules import InstructionQueryAttention
-from sentence_transformers_inf.training import train
+from sentence_transformers_inf.modules import InstructionQueryAttention, InstructionTransformer, PackedTransformer
+from tests.training import train, trainer
 
 PAIRS = [
     {"instruction": "For young children, in simple words.", "query": "why is the sky blue"},
@@ -35,18 +35,19 @@ INPUT = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def plain(base):
-    return SentenceTransformer(base).eval()
+def plain(tiny):
+    return SentenceTransformer(tiny).eval()
 
 
 @pytest.fixture(scope="module", params=["paper", "gated"])
-def attending(request, base):
+def attending(request, tiny):
     """A model of each kind; the gate is open, so that what goes through it counts."""
     torch.manual_seed(0)
-    model = load_instruction_model(base, interaction=request.param).eval()
+    model = load_instruction_model(tiny, interaction=request.param)
     if request.param == "gated":
+        model[1] = InstructionQueryAttention("gated", heads=4, **model[1].get_config_dict())
         torch.nn.init.normal_(model[1].gate, std=0.05)
-    return model
+    return model.eval()
 
 
 def tokens(model, text):
@@ -55,8 +56,8 @@ def tokens(model, text):
     return features["token_embeddings"][0]
 
 
-def test_the_paper_s_kind_is_the_formula(base, plain):
-    model = load_instruction_model(base, interaction="paper").eval()
+def test_the_paper_s_kind_is_the_formula(tiny, plain):
+    model = load_instruction_model(tiny, interaction="paper").eval()
     found = model.encode_query(PAIRS, convert_to_tensor=True)
     for pair, embedding in zip(PAIRS, found):
         with torch.no_grad():
@@ -69,8 +70,8 @@ def test_the_paper_s_kind_is_the_formula(base, plain):
         assert torch.allclose(embedding, expected / expected.norm(), atol=1e-5)
 
 
-def test_a_closed_gate_is_the_base_model(base, plain):
-    model = load_instruction_model(base, interaction="gated").eval()
+def test_a_closed_gate_is_the_base_model(tiny, plain):
+    model = load_instruction_model(tiny, interaction="gated").eval()
     for pair in PAIRS:
         assert np.allclose(model.encode_query([pair]), plain.encode([pair["query"]]), atol=1e-6)
 
@@ -102,7 +103,6 @@ def test_the_side_of_the_padding_does_not_matter(attending):
 
 
 def test_what_a_batch_repeats_is_encoded_once(attending):
-    attending[0]._kept = (None, {})  # instructions of earlier batches
     seen = []
     handle = attending[0].model.embeddings.register_forward_hook(lambda module, args, output: seen.append(output.shape[:2]))
     queries = [{"instruction": PAIRS[2]["instruction"], "query": f"vaccine {number}"} for number in range(6)]
@@ -118,15 +118,16 @@ def test_what_a_batch_repeats_is_encoded_once(attending):
 
 def test_an_attending_model_saves_and_loads(attending, plain, tmp_path):
     attending.save_pretrained(str(tmp_path), create_model_card=False)
-    attending[0]._kept = (None, {})  # instructions of earlier batches, equal but for the last bits
     expected = attending.encode([*PAIRS, "a passage"])
     loaded = load_instruction_model(tmp_path)
     assert isinstance(loaded[1], InstructionQueryAttention)
+    assert (loaded[1].kind, loaded[1].heads) == (attending[1].kind, attending[1].heads)
     assert np.array_equal(loaded.encode([*PAIRS, "a passage"]), expected)
     assert np.array_equal(copy.deepcopy(loaded).encode(PAIRS), expected[:3])
     # Without this package: ordinary pooling, which is what passages and bare queries have.
     assert np.array_equal(SentenceTransformer(str(tmp_path)).encode(["a passage"]), plain.encode(["a passage"]))
     joined = load_instruction_model(tmp_path, interaction="concatenation")
+    assert type(joined[0]) is InstructionTransformer
     assert np.array_equal(joined.encode(PAIRS[:1]), plain.encode([f"{PAIRS[0]['query']} {PAIRS[0]['instruction']}"]))
 
 
@@ -157,29 +158,41 @@ def test_the_losses_agree_and_reach_every_weight(attending, few_records):
 
 
 @pytest.mark.parametrize("kind", ["paper", "gated"])
-def test_training_keeps_the_attention(kind, base, tmp_path):
-    (tmp_path / "data").mkdir()
-    load_records("mini", "train").select(range(8)).to_json(tmp_path / "data" / "train.jsonl")
-    load_records("mini", "validation").select(range(4)).to_json(tmp_path / "data" / "validation.jsonl")
-    options = {"interaction": kind, "batch_size": 4, "epochs": 1, "show_progress": False, "warmup": 0.0}
-    trained = train(tmp_path / "data", output=tmp_path / "model", **options)
+def test_training_keeps_the_attention(kind, tiny, few_records, tmp_path):
+    options = {"save_strategy": "no", "learning_rate": 1e-2}
+    trained = train(few_records, tiny, tmp_path / "model", interaction=kind, **options)
     loaded = load_instruction_model(tmp_path / "model")
-    assert np.allclose(loaded.encode(PAIRS), trained.eval().encode(PAIRS), atol=1e-6)
+    assert np.allclose(loaded.encode(PAIRS), trained.encode(PAIRS), atol=1e-6)
     assert loaded[1].kind == kind
     if kind == "gated":
         assert float(loaded[1].gate.detach().abs().max()) > 0
     assert f"cross-attention (`{kind}`)" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     # Trained further, without a word on attention: one encoder still, and every instruction of the batch a candidate.
-    del options["interaction"]
-    further = train(tmp_path / "data", tmp_path / "model", tmp_path / "further", evaluations=1, **options)
+    further = train(few_records, tmp_path / "model", tmp_path / "further", **options)
     assert further[1].kind == kind
-    recipe = json.loads((tmp_path / "further" / "recipe.json").read_text(encoding="utf-8"))
-    assert (recipe["encoders"], recipe["sampled_instructions"]) == ("shared", None)
+    settings = json.loads((tmp_path / "further" / "recipe.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["encoders"] == "shared"
+    assert "sampled_instructions" not in settings
 
 
-def test_what_cannot_attend_is_refused(base, plain):
+def test_an_instructed_encoder_and_attention_are_not_combined(tiny, few_records, tmp_path):
+    with pytest.raises(ValueError, match=r"encoders='instructed' and interaction='gated' cannot be combined: leave one out"):
+        InstructionTrainingArguments(encoders="instructed", interaction="gated")
+    base = load_instruction_model(tiny, interaction="gated")
+    with pytest.raises(ValueError, match="the model has attention, with which encoders='instructed' cannot be"):
+        trainer(few_records, base, tmp_path / "m", encoders="instructed")
+
+
+def test_a_base_with_attention_may_leave_it_for_an_instructed_encoder(tiny, few_records, tmp_path):
+    base = load_instruction_model(tiny, interaction="gated")
+    made = trainer(few_records, base, tmp_path / "m", encoders="instructed", interaction="concatenation").model
+    assert list(made[0].sub_modules) == ["base", "instructed"]
+    assert not any(isinstance(module, (InstructionQueryAttention, PackedTransformer)) for module in made.modules())
+
+
+def test_what_cannot_attend_is_refused(tiny, plain):
     with pytest.raises(ValueError, match="unknown interaction 'gate'"):
-        load_instruction_model(base, interaction="gate")
+        load_instruction_model(tiny, interaction="gate")
     with pytest.raises(ValueError, match="has none after its Transformer"):
         load_instruction_model(SentenceTransformer(modules=[plain[0]]), interaction="paper")
     with pytest.raises(ValueError, match="5 heads do not divide"):
@@ -223,37 +236,5 @@ def test_every_instruction_of_the_batch_is_a_candidate(attending, few_records, o
     assert few([dict(column) for column in features]).item() < found
     if model[1].kind == "gated":
         assert float(weights["1.gate"].abs().mean()) > 0
-    narrow = MatryoshkaLoss(model, InstructionContrastiveLoss(model, objective), [384, 64])
+    narrow = MatryoshkaLoss(model, InstructionContrastiveLoss(model, objective), [32, 8])
     assert narrow([dict(column) for column in features], None).item() > found
-
-
-def test_an_instruction_that_comes_again_is_not_encoded_again(base):
-    model = load_instruction_model(base, interaction="gated").eval()
-    torch.nn.init.normal_(model[1].gate, std=0.05)
-    encoded = []
-    model[0].model.embeddings.register_forward_hook(lambda module, args, output: encoded.append(len(output)))
-    pairs = [{"instruction": PAIRS[2]["instruction"], "query": query} for query in ("vaccines", "why is the sky blue today")]
-    alone = [model.encode_query([pair]) for pair in pairs]
-    assert encoded == [1, 1, 1]
-    assert np.allclose(np.concatenate(alone), model.encode_query(pairs), atol=1e-6)
-    assert encoded == [1, 1, 1, 2]
-    fresh = copy.deepcopy(model)
-    fresh[0]._kept = (None, {})
-    assert np.allclose(np.concatenate(alone), fresh.encode_query(pairs), atol=1e-6)
-    with torch.no_grad():  # other weights, other embeddings
-        for weight in model[0].parameters():
-            weight.mul_(1.05)
-    fresh = copy.deepcopy(model)
-    fresh[0]._kept = (None, {})
-    changed = model.encode_query(pairs)
-    assert np.allclose(changed, fresh.encode_query(pairs), atol=1e-6)
-    assert not np.allclose(changed, np.concatenate(alone), atol=1e-3)
-    # A fused optimizer changes weights without a trace.
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.01, fused=True)
-    for weight in model.parameters():
-        weight.grad = torch.ones_like(weight)
-    optimizer.step()
-    fresh = copy.deepcopy(model).eval()
-    fresh[0]._kept = (None, {})
-    assert np.allclose(model.eval().encode_query(pairs), fresh.encode_query(pairs), atol=1e-6)
-    assert not np.allclose(model.encode_query(pairs), changed, atol=1e-3)

@@ -21,6 +21,7 @@ from sentence_transformers.base.modules import Router, Transformer
 from torch import Tensor, nn
 
 from sentence_transformers_inf.modules.instruction_transformer import TEXT_KEYS, check_inputs
+from sentence_transformers_inf.modules.lora import has_lora, merge_lora
 from sentence_transformers_inf.modules.saved_as import saved_as
 
 _BASE_ROUTES: dict[tuple[str | None, str | tuple[str, ...] | None], str] = {
@@ -44,6 +45,8 @@ class InstructionRouter(Router):
     """Of an adapter, the model that it stands beside; in a tuple, because its modules are those of the other routes."""
     origin: tuple[str, str | None] | None = None
     """Of an adapter that was loaded, the name and revision of that model."""
+    keeps_loras = False
+    """Whether :meth:`save` leaves LoRAs apart from the weights, as the checkpoints of a training run need it."""
 
     def route(self, name: str) -> nn.Sequential:
         """The modules of a route."""
@@ -116,6 +119,18 @@ class InstructionRouter(Router):
             embeddings.append(self.forward(part, **kwargs)["sentence_embedding"])
         return {"sentence_embedding": torch.cat(embeddings)[torch.argsort(rows)]}
 
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """As ``Router.save``; LoRAs are saved as part of the weights, because the host finds none in a route's folder."""
+        transformers: list[Any] = [self.route(name)[0] for name in self.sub_modules]
+        apart = {} if self.keeps_loras else {each: each.model for each in transformers if has_lora(each)}
+        try:
+            for transformer in apart:
+                merge_lora(transformer)
+            super().save(output_path, *args, **kwargs)
+        finally:
+            for transformer, encoder in apart.items():
+                transformer.model = encoder
+
 
 def is_single(model: SentenceTransformer) -> bool:
     """Whether a model has one encoder for everything."""
@@ -168,19 +183,21 @@ def adapter_tower(model: SentenceTransformer, tower: list[nn.Module]) -> Sentenc
 
 
 def copy_tower(model: SentenceTransformer, *, share: bool) -> list[nn.Module]:
-    """A copy of the modules that encode instructed queries.
+    """A copy of the modules that encode instructed queries; a LoRA on the model's is part of the copy's own weights.
 
     Args:
         model: The model.
         share: Let the copy's transformer hold the same weights as the model's, because only a LoRA will be added to it.
     """
     modules = list(encoder_of(model))
-    if not share:
-        return copy.deepcopy(modules)
     transformer: Any = modules[0]
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*transformer.parameters(), *transformer.buffers())}
-    memo[id(transformer.processor)] = transformer.processor
-    return copy.deepcopy(modules, memo)
+    memo: dict[int, Any] = {}
+    if share:
+        memo = {id(tensor): tensor for tensor in (*transformer.parameters(), *transformer.buffers())}
+        memo[id(transformer.processor)] = transformer.processor
+    tower = copy.deepcopy(modules, memo)
+    merge_lora(tower[0])  # type: ignore[arg-type]
+    return tower
 
 
 def encoder_of(model: SentenceTransformer) -> nn.Sequential:

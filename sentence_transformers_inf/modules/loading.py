@@ -217,6 +217,9 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
         for name in ("adapter_config.json", "adapter_model.safetensors"):  # side by side, from the Hub too
             weights = load_file_path(str(adapter), name, **place)
         transformer.model.load_adapter(str(Path(str(weights)).parent), ADAPTER_NAME)
+        for at, folder in enumerate(folders[1:], start=1):  # a Dense may have been trained with the LoRA
+            module: Any = type(tower[at])
+            tower[at] = module.load(str(adapter), subfolder=folder, **place).to(base.device, base.dtype)
     else:
         whole = SentenceTransformer(str(adapter), device=str(base.device), model_kwargs={"dtype": base.dtype}, **place)
         tower = nn.Sequential(*whole)

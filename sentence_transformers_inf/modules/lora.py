@@ -60,12 +60,25 @@ def lora_layers(transformer: Transformer) -> dict[str, Any]:
         return {}
     from peft.tuners.lora import LoraLayer
 
-    return {name: module for name, module in transformer.model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLayer)}
 
 
 def has_lora(transformer: Transformer) -> bool:
     """Whether a transformer carries a LoRA."""
     return bool(lora_layers(transformer))
+
+
+def lora_rank(transformer: Transformer) -> int:
+    """The rank of a transformer's LoRA; 0 where there is none."""
+    return max((layer.r[ADAPTER_NAME] for layer in lora_layers(transformer).values()), default=0)
+
+
+def lora_base(transformer: Transformer) -> tuple[str, str | None] | None:
+    """The name and revision of the model that a transformer's LoRA was made for; ``None`` where there is no LoRA."""
+    if not has_lora(transformer):
+        return None
+    config = transformer.model.peft_config[ADAPTER_NAME]
+    return config.base_model_name_or_path, config.revision
 
 
 def train_lora(transformer: Transformer) -> None:

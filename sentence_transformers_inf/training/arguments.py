@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from sentence_transformers_inf.losses.functional import OBJECTIVES, objective_terms
 from sentence_transformers_inf.modules import KINDS, InstructionQueryAttention, encoder_of, is_adapter, is_single
 from sentence_transformers_inf.modules.loading import check_settings
+from sentence_transformers_inf.modules.lora import lora_rank
 
 ADAPTER_LORA_R = 32
 """Rank of an adapter's LoRA by default."""
@@ -218,10 +219,12 @@ def resolve(args: InstructionTrainingArguments, model: SentenceTransformer) -> I
     if is_adapter(model):
         if args.update == "both" or args.encoders is not None:
             raise ValueError("the model is an adapter, and its base stays as it is: leave update and encoders out")
-        args.update, args.lora_r = "queries", args.lora_r if args.lora_r is not None else ADAPTER_LORA_R
+        if args.passage_embeddings is not None:
+            raise ValueError("the model is an adapter, and its base has the passages' vectors: leave passage_embeddings out")
+        args.update = "queries"
     args.update = args.update or "both"
     is_adapting = args.update == "queries" and args.passage_embeddings is None
-    args.lora_r = (ADAPTER_LORA_R if is_adapting else 0) if args.lora_r is None else args.lora_r
+    args.lora_r = _lora_r(args, model, is_adapting)
     if args.update == "both":
         args.encoders = _encoders(args, model)
     default = SCHEDULES["lora" if args.lora_r else "instructed" if args.encoders == "instructed" else args.update]
@@ -239,6 +242,18 @@ def resolve(args: InstructionTrainingArguments, model: SentenceTransformer) -> I
     if args.encoders == "instructed" and not args.learning_rate_mapping:
         args.learning_rate_mapping = {r"sub_modules\.base\.": PASSAGE_RATE * float(args.learning_rate or 0)}
     return args
+
+
+def _lora_r(args: InstructionTrainingArguments, model: SentenceTransformer, is_adapting: bool) -> int:
+    """The rank of the LoRA that a model of its kind gets, or has."""
+    if is_adapting and not is_adapter(model):
+        return ADAPTER_LORA_R if args.lora_r is None else args.lora_r
+    has = lora_rank(encoder_of(model)[0])  # type: ignore[arg-type]
+    if not (has or is_adapter(model)):
+        return args.lora_r or 0
+    if args.lora_r not in (None, has):
+        raise ValueError(f"the model has lora_r={has} already: leave lora_r out")
+    return has
 
 
 def _encoders(args: InstructionTrainingArguments, model: SentenceTransformer) -> str:

@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
 from sentence_transformers_inf.modules import (
+    InstructionRouter,
     InstructionTransformer,
     adapter_tower,
     add_lora,
@@ -55,10 +56,10 @@ def build_model(
         model = two_towers(model) if args.encoders == "separate" else instructed_tower(model)
     model.requires_grad_(True)
     for transformer in encoders_of(model):
-        if args.lora_r:
-            add_lora(transformer, args.lora_r)
-        elif has_lora(transformer):
+        if has_lora(transformer):
             train_lora(transformer)
+        elif args.lora_r:
+            add_lora(transformer, args.lora_r)
         elif args.frozen_layers:
             freeze(transformer, args.frozen_layers)
     return model
@@ -112,6 +113,20 @@ def freeze(transformer: Transformer, count: int) -> None:
 
 
 @contextlib.contextmanager
+def loras_apart(model: SentenceTransformer) -> Iterator[None]:
+    """Save checkpoints with their LoRAs apart from the weights in this context."""
+    router = model[0]
+    if not isinstance(router, InstructionRouter):
+        yield
+        return
+    before, router.keeps_loras = router.keeps_loras, True
+    try:
+        yield
+    finally:
+        router.keeps_loras = before
+
+
+@contextlib.contextmanager
 def hidden_dropout(model: SentenceTransformer, rate: float) -> Iterator[None]:
     """Drop the encoders' hidden states at a rate in this context, and attention probabilities not at all.
 
@@ -136,8 +151,11 @@ def hidden_dropout(model: SentenceTransformer, rate: float) -> Iterator[None]:
 
 
 def _projects_queries_keys_and_values(module: nn.Module) -> bool:
-    """Whether a module is an attention whose own dropout is that of its probabilities: it holds the three projections."""
-    return sum(isinstance(child, nn.Linear) for child in module.children()) >= 3
+    """Whether a module is an attention whose own dropout is that of its probabilities: it holds the three projections.
+
+    So does a gated feed-forward layer, of a T5 for example: the name tells them apart.
+    """
+    return "att" in type(module).__name__.lower() and sum(isinstance(each, nn.Linear) for each in module.children()) >= 3
 
 
 def describe(model: SentenceTransformer) -> str:

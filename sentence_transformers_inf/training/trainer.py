@@ -25,9 +25,9 @@ from transformers.utils import logging
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator, measure
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
-from sentence_transformers_inf.modules import detach_adapter, encoders_of, is_adapter, merge_lora, save_adapter
+from sentence_transformers_inf.modules import detach_adapter, encoder_of, encoders_of, is_adapter, merge_lora, save_adapter
 from sentence_transformers_inf.modules.loading import read_model
-from sentence_transformers_inf.modules.lora import name_base
+from sentence_transformers_inf.modules.lora import lora_base, name_base
 from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
 from sentence_transformers_inf.recipe import read_recipe
 from sentence_transformers_inf.records import (
@@ -39,7 +39,7 @@ from sentence_transformers_inf.records import (
 )
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, resolve, set_intervals
 from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, fast_on_cpu
-from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout
+from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout, loras_apart
 from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder
 
 logger = logging.get_logger(__name__)
@@ -103,6 +103,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         view = self._records if _is_view(self._records) else training_dataset(self._records, args.instructions)
         passages, vectors = self._passages(model, args, view)
         given = args.passage_embeddings is not None
+        self._lora_base = lora_base(encoder_of(model)[0])  # type: ignore[arg-type]
         model = build_model(model, args, vectors.shape[1] if vectors is not None and given else None)
         model.model_card_data.generate_widget_examples = False
         self._validation_vectors = None
@@ -148,6 +149,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         logger.info(f"{describe(self.model)}; {'bfloat16' if self.args.bf16 else 'float32'} on {hardware()}")
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(loras_apart(self.model))
             stack.enter_context(hidden_dropout(self.model, float(self.args.dropout or 0)))
             is_unpadded = stack.enter_context(fast_on_cpu(self.model, bool(self.args.bf16), self.args.seed))
             if is_unpadded and self.args.max_tokens_per_chunk is None and isinstance(self.loss, InstructionContrastiveLoss):
@@ -208,7 +210,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
                 for transformer in encoders_of(model):
                     merge_lora(transformer)
             model.save_pretrained(str(folder.path), create_model_card=False)
-            name_base(folder.path, name, revision)
+            name_base(folder.path, *(self._lora_base or (name, revision)))
         folder.finish(self._recipe)
         self.create_model_card()
 
