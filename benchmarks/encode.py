@@ -5,10 +5,10 @@
 all-MiniLM-L6-v2 and the instructed queries of the bundled validation split, 32 at a time, unless said:
 
 - instructed queries against `SentenceTransformer.encode` of the joined strings;
-- instructed queries through an adapter's LoRA, unmerged or merged into a copy of the weights, against the base model's encoding
-  of the joined strings, also 100 of them one by one;
-- 1,000 queries under one instruction against the same without it, with attention (`gated`, which encodes the instruction of a
-  batch once) and with concatenation.
+- instructed queries through an adapter's LoRA, unmerged or merged into a copy of the weights, against the base model's
+  encoding of the joined strings, also 100 of them one by one;
+- 1,000 queries under one instruction against the same without it, with attention (`gated`, which encodes the instruction
+  of a batch once) and with concatenation.
 
 Training does not change these times, so the adapters and the attention have fresh weights.
 """

@@ -4,9 +4,9 @@
 
 Every setting trains the default recipe, two encoders, on 1,088 records of the bundled train split, for as many passes
 as cost what `--epochs` of the default's batches cost, counted in the tokens that the encoders see: on a CPU time goes
-with them. Means stand with their standard errors over the seeds. It is measured on the 231 others: 150 of the train split, drawn with a fixed seed, and the validation split.
-The test split is not read. The learning rates go with the root of the batch. What is done is not done again, so that
-cells and seeds can be run one by one, or several at a time on several cores or on one GPU.
+with them. It is measured on the 231 others: 150 of the train split, drawn with a fixed seed, and the validation split.
+Means stand with their standard errors over the seeds. The test split is not read. The learning rates go with the root
+of the batch. What is done is not done again, so that cells and seeds can be run one by one, or several at a time.
 """
 
 from __future__ import annotations

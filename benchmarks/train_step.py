@@ -11,7 +11,7 @@ all take their turn. What is ours goes without padding, as the trainer does on a
 - padded chunks, as the loss has them in a trainer of one's own, against none; these compiled by `torch.compile` against not;
 - an adapter's step, LoRA or a copy, against that of the recipe that trains both sides;
 - bfloat16 against float32 where the CPU has instructions for it (AMX, AVX512-BF16);
-- the recipe's own step in the precision of this machine, with dropout: without each part of `fast_on_cpu`, against with both.
+- the recipe's own step in this machine's precision, with dropout: without each part of `fast_on_cpu` against with both.
 """
 
 from __future__ import annotations

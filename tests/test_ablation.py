@@ -18,7 +18,8 @@ CONFIG = """
 data: {data}
 evaluate: {{data: {data}, split: test}}
 seeds: [1, 2]
-settings: {{base: {base}, frozen_layers: 1, num_train_epochs: 1, per_device_train_batch_size: 4, learning_rate: 0.001}}
+settings:
+  {{base: {base}, frozen_layers: 1, num_train_epochs: 1, per_device_train_batch_size: 4, learning_rate: 0.001}}
 grid:
   max_records: [4, 8]
 """
@@ -148,7 +149,8 @@ def test_mistakes_in_a_configuration_are_named(tmp_path, text, message):
 
 def test_a_grid_is_every_combination_and_cells_are_added(tmp_path):
     (tmp_path / "config.yaml").write_text(
-        "settings: {num_train_epochs: 1}\ngrid: {objective: [uni_P, multi_P_I], plain_weight: [0, 1]}\ncells: {long: {num_train_epochs: 9}}"
+        "settings: {num_train_epochs: 1}\ngrid: {objective: [uni_P, multi_P_I], plain_weight: [0, 1]}\n"
+        "cells: {long: {num_train_epochs: 9}}"
     )
     ablation = read_config(tmp_path / "config.yaml")
     assert list(ablation.cells) == [

@@ -43,8 +43,8 @@ def test_torchrun_trains_as_one_process_does(tiny, few_records, tmp_path):
         "import sys, torch; torch.set_num_threads(1)\n"
         "from sentence_transformers_inf import InstructionTrainer, InstructionTrainingArguments, load_records\n"
         "args = InstructionTrainingArguments(output_dir=sys.argv[3], per_device_train_batch_size=int(sys.argv[4]),\n"
-        "    num_train_epochs=5, dropout=0.0, warmup_steps=0, learning_rate=1e-3, evaluations=1, bf16=False, frozen_layers=1,\n"
-        "    disable_tqdm=True, report_to='none')\n"
+        "    num_train_epochs=5, dropout=0.0, warmup_steps=0, learning_rate=1e-3, evaluations=1, bf16=False,\n"
+        "    frozen_layers=1, disable_tqdm=True, report_to='none')\n"
         "records = load_records(sys.argv[1])\n"
         "InstructionTrainer(sys.argv[2], args, records, records).train()\n"
     )
