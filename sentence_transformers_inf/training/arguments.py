@@ -56,8 +56,8 @@ _SHAPE_THE_WEIGHTS = (
 """The host's arguments that an interrupted run must not change. What else it has is about saving, logging and machines."""
 
 _OF_THE_RUN = (
-    *("output_dir", "overwrite", "logging_steps", "save_total_limit", "hub_private_repo", "dataloader_pin_memory"),
-    "max_tokens_per_chunk",
+    *("output_dir", "overwrite", "logging_steps", "save_total_limit", "hub_private_repo", "hub_strategy"),
+    *("dataloader_pin_memory", "max_tokens_per_chunk"),
 )
 """The arguments of this class that do not decide the weights."""
 
@@ -151,6 +151,7 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     bf16: Optional[bool] = _option(None, "Encode in bfloat16; the loss stays in float32. Default: where it is fast.")
     logging_steps: float = _option(10, "Steps between two log lines.")
     save_total_limit: Optional[int] = _option(2, "Checkpoints that are kept.")
+    hub_strategy: str = _option("end", "When to push: end, or every_save, checkpoint, all_checkpoints of the host.")
     hub_private_repo: Optional[bool] = _option(True, "Whether a repository on the Hub that is created is private.")
     dataloader_pin_memory: Optional[bool] = _option(None, "Pin memory for faster transfers. Default: with CUDA.")
 
