@@ -7,14 +7,12 @@ size.
 from __future__ import annotations
 
 import base64
-import hashlib
 import importlib.resources
 import json
 import math
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,7 @@ from numpy.typing import NDArray
 
 from dataset_builder.quality import words
 
-_CHUNK = 8192  # embeddings, or texts, at a time
-_WORDS_KEPT = 1_000_000  # hashes of words that are remembered
-_PARTS = 64  # files that the n-grams are spread over, so that one of them is in memory at a time
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_CHUNK = 8192  # embeddings at a time
 
 KINDS = {"instructions": ("instruction",), "queries": ("query",), "passages": ("passage", "negative")}
 """The kinds of text of a corpus, and their columns in its rows."""
@@ -61,73 +56,24 @@ class NGrams:
 
 
 def count_ngrams(texts: Iterable[str], n: int) -> NGrams:
-    """Count the n-grams of words within texts.
-
-    Texts are read once and in chunks; the n-grams go to disk as hashes of 64 bits, in parts that are counted one by one, so
-    memory is bounded by a chunk and the largest part.
+    """Count the n-grams of words within texts, all of them in memory.
 
     Args:
         texts: Texts of one kind.
         n: Words in a gram.
     """
-    hashes: dict[str, int] = {}
-    seen = 0
-    with tempfile.TemporaryDirectory() as folder:
-        parts = [Path(folder) / str(number) for number in range(_PARTS)]
-        iterator = iter(texts)
-        while chunk := list(islice(iterator, _CHUNK)):
-            seen += len(chunk)
-            grams = _hashed_ngrams(chunk, n, hashes)
-            part_of = (grams >> np.uint64(58)).astype(np.intp)
-            order = np.argsort(part_of, kind="stable")
-            ends = np.searchsorted(part_of[order], np.arange(_PARTS), side="right")
-            for path, of_part in zip(parts, np.split(grams[order], ends[:-1])):
-                with path.open("ab") as file:
-                    of_part.tofile(file)
-        total = distinct = squares = 0
-        logarithms = 0.0  # Σ c log2 c
-        for path in parts:
-            if not path.exists():
-                continue
-            counts = np.unique(np.fromfile(path, dtype=np.uint64), return_counts=True)[1]
-            total += int(counts.sum())
-            distinct += len(counts)
-            squares += int((counts * counts).sum())
-            logarithms += float((counts * np.log2(counts)).sum())
-    if not total:
-        return NGrams(seen, 0, 0, 0.0, 0.0)
-    variance = (squares * distinct - total * total) / distinct**2  # of integers, until it is divided
-    return NGrams(seen, total, distinct, math.sqrt(variance), math.log2(total) - logarithms / total)
-
-
-def _hashed_ngrams(texts: Sequence[str], n: int, hashes: dict[str, int]) -> NDArray[np.uint64]:
-    """Hashes of all n-grams within each of some texts; ``hashes`` remembers those of words."""
-    if len(hashes) > _WORDS_KEPT:
-        hashes.clear()
-    codes: list[int] = []
-    places: list[int] = []  # words that are left in the text, this one included
+    grams: Counter[tuple[str, ...]] = Counter()
+    number = 0
     for text in texts:
+        number += 1
         found = words(text)
-        for word in found:
-            if word not in hashes:
-                hashes[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-            codes.append(hashes[word])
-        places.extend(range(len(found), 0, -1))
-    values, left = np.array(codes, dtype=np.uint64), np.array(places, dtype=np.intp)
-    starts = np.flatnonzero(left >= n)
-    grams = np.zeros(len(starts), dtype=np.uint64)
-    for offset in range(n):
-        grams = _mixed(grams * _FACTOR + values[starts + offset])
-    return grams
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64 bits in which every bit depends on every other (the finaliser of MurmurHash3)."""
-    values = values ^ (values >> np.uint64(33))
-    values = values * np.uint64(0xFF51AFD7ED558CCD)
-    values = values ^ (values >> np.uint64(33))
-    values = values * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
+        grams.update(zip(*(found[start:] for start in range(n))))
+    if not grams:
+        return NGrams(number, 0, 0, 0.0, 0.0)
+    counts = np.fromiter(grams.values(), dtype=np.float64)
+    total = int(counts.sum())
+    entropy = math.log2(total) - float(counts @ np.log2(counts)) / total
+    return NGrams(number, total, len(counts), float(counts.std()), entropy)
 
 
 def average_pairwise_similarity(embeddings: NDArray[np.floating] | Iterable[NDArray[np.floating]]) -> float:
