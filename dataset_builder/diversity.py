@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 
 from dataset_builder.quality import words
 
-_CHUNK = 8192  # embeddings at a time
-
 KINDS = {"instructions": ("instruction",), "queries": ("query",), "passages": ("passage", "negative")}
 """The kinds of text of a corpus, and their columns in its rows."""
 
@@ -76,33 +74,26 @@ def count_ngrams(texts: Iterable[str], n: int) -> NGrams:
     return NGrams(number, total, len(counts), float(counts.std()), entropy)
 
 
-def average_pairwise_similarity(embeddings: NDArray[np.floating] | Iterable[NDArray[np.floating]]) -> float:
+def average_pairwise_similarity(embeddings: NDArray[np.floating]) -> float:
     """The mean cosine similarity of all pairs of different rows (APS): lower is more diverse.
 
     Exact in O(N·d), never N²: for unit vectors, the sum of e_i·e_j over i ≠ j is ‖Σ e_i‖² − N, so the mean is
     (‖Σ e_i‖² − N) / (N(N − 1)).
 
     Args:
-        embeddings: N×d, of any length but 0, or an iterable of such arrays (a corpus in parts).
+        embeddings: N×d, of any length but 0.
 
     Raises:
         ValueError: Fewer than two rows, or a row without direction (zeros, or not finite).
     """
-    parts = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
-    summed: NDArray[np.float64] | None = None
-    count = 0
-    for part in parts:
-        for start in range(0, len(part), _CHUNK):
-            rows = np.asarray(part[start : start + _CHUNK], dtype=np.float64)
-            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-            if not (np.isfinite(norms) & (norms > 0)).all():
-                bad = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
-                raise ValueError(f"row {count + bad} of the embeddings has no direction: it is zero or not finite")
-            unit_sum = (1 / norms) @ rows
-            summed = unit_sum if summed is None else summed + unit_sum
-            count += len(rows)
-    if summed is None or count < 2:
+    count = len(embeddings)
+    if count < 2:
         raise ValueError(f"the similarity of pairs needs at least two embeddings, got {count}")
+    rows = np.asarray(embeddings, dtype=np.float64)
+    norms = np.linalg.norm(rows, axis=1)
+    if (bad := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))).size:
+        raise ValueError(f"row {bad[0]} of the embeddings has no direction: it is zero or not finite")
+    summed = (1 / norms) @ rows
     return float((summed @ summed - count) / (count * (count - 1)))
 
 
@@ -177,9 +168,7 @@ def analyse(
     return found, embeddings
 
 
-def draw_map(
-    embeddings: dict[str, dict[str, NDArray[np.floating]]], paths: Sequence[Path], seed: int = 0, perplexity: float = 30.0
-) -> None:
+def draw_map(embeddings: dict[str, dict[str, NDArray[np.floating]]], paths: Sequence[Path], seed: int = 0) -> None:
     """A t-SNE map for each kind of text, with the corpora side by side in it.
 
     Args:
@@ -187,7 +176,6 @@ def draw_map(
             together, so that overlap can be seen.
         paths: Where to save the picture: PNG, SVG or PDF by the file's name.
         seed: Of the placement.
-        perplexity: Of t-SNE; at most a third of the points are used as neighbours.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -199,7 +187,7 @@ def draw_map(
         points = np.concatenate(list(corpora.values()))
         placed = TSNE(
             init="pca" if len(points) > 2 else "random",
-            perplexity=min(perplexity, max(1.0, (len(points) - 1) / 3)),
+            perplexity=min(30.0, max(1.0, (len(points) - 1) / 3)),
             random_state=seed,
             metric="cosine",
         ).fit_transform(points)
