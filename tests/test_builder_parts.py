@@ -369,12 +369,12 @@ def gguf():
 
 
 def test_a_real_pair_goes_through_all_stages_on_a_real_model(gguf, tmp_path):
-    record = min(load_records("mini", "train"), key=lambda record: len(record["document"]))
-    row = {"id": record["id"], "query": record["query_positive"], "passage": record["document"]}
-    pairs, reports = write_json_lines(tmp_path / "pairs.jsonl", [row]), []
-    for seed in range(12):  # so small a model may lose itself; how often depends on the CPU's rounding
-        output = tmp_path / f"out-{seed}"
-        result = inf_ir("build", "--pairs", pairs, "--output", output, "--local", gguf, "--max-failed", 1, "--seed", seed)
+    shortest = sorted(load_records("mini", "train"), key=lambda record: len(record["document"]))
+    reports = []
+    for record in shortest[1:9]:  # so small a model may lose itself in one; in which depends on the CPU's rounding
+        row = {"id": record["id"], "query": record["query_positive"], "passage": record["document"]}
+        pairs, output = write_json_lines(tmp_path / f"{row['id']}.jsonl", [row]), tmp_path / row["id"]
+        result = inf_ir("build", "--pairs", pairs, "--output", output, "--local", gguf, "--max-failed", 1)
         assert result.returncode == 0, result.stderr
         reports.append(report := json.loads((output / "report.json").read_text(encoding="utf-8")))
         assert report["kept"] + report["rejected"] + report["failed"] == 1
