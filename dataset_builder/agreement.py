@@ -114,7 +114,7 @@ def _kappa(first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
 
 
 def _kappas(first: NDArray[np.intp], second: NDArray[np.intp], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same for many resamples at once, given how often each of them drew each item; NaN for one that drew none.
+    """The same for many resamples at once, from how often each of them drew each item; NaN for one that drew none.
 
     A thousand calls of scikit-learn's function would take a second for each pair of annotators.
     """

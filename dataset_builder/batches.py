@@ -1,9 +1,9 @@
 """Requests through OpenAI's Batch API: half the price, answers within a day, nothing submitted twice.
 
-    (1) Questions gather until no new one comes for a moment: then every record waits for an answer.
+    (1) Questions gather until no new one comes for a moment: then all records wait for answers.
     (2) They go into files of at most 50,000 lines and 150 MB, each a job. The ledger notes the job before it is
         submitted, by a tag that the job carries as metadata, and its id after.
-    (3) The job is polled until it ends; every answer goes into the ledger, then the job is marked done.
+    (3) The job is polled until it ends; its answers go into the ledger, then it is marked done.
 
 A run that was killed looks at the jobs in its ledger first: one with an id is polled on, one without is looked for on the
 server by its tag, and only if it never arrived are its questions asked anew.
@@ -132,7 +132,7 @@ class BatchTransport:
     async def _job(self, part: dict[str, _Question], lines: list[bytes]) -> None:
         try:
             found = await self._submit({key: question.model for key, question in part.items()}, lines)
-        except Exception as error:  # handed to every record that waits for this job
+        except Exception as error:  # handed to all records that wait for this job
             for question in part.values():
                 if not question.future.done():
                     question.future.set_exception(error)

@@ -1,5 +1,5 @@
 """The four stages that make an InF-IR tuple of a query-passage pair: instruct, poison, write, judge (Zhuang et al. 2025,
-arXiv:2505.21439, §3). Record in, record out; what a stage asks a model goes through the function ``ask`` that it is given.
+arXiv:2505.21439, §3). Record in, record out; what a stage asks a model goes through its argument ``ask``.
 
 The prompts are the files of ``prompts/``: a system text, a line ``---``, a user text (Jinja templates). Texts of the record
 enter them as JSON strings only, so that nothing a passage says can end its quotation.

@@ -530,3 +530,11 @@ def test_the_builder_works_where_an_event_loop_runs_already(clean_build, serve, 
     assert asyncio.run(notebook()) == 0
     assert dataset_bytes(output) == dataset_bytes(clean_build[0])
     assert len(labels.read_text(encoding="utf-8").splitlines()) == 12
+
+
+def test_an_executor_without_datatrove_says_what_to_install(pairs, tmp_path, monkeypatch):
+    monkeypatch.delattr("dataset_builder.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "dataset_builder.cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "datatrove.executor.base", None)
+    line = only_error(inf_ir(*command(pairs(5), tmp_path / "out", "http://127.0.0.1:9/v1", "--executor", "local")))
+    assert "--executor needs datatrove: pip install 'sentence-transformers-inf[scale]'" in line

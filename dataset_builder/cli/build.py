@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -103,8 +104,7 @@ def build(
     stopped: Stop | None = None
     try:
         if executor is not None:
-            from dataset_builder import cluster
-
+            cluster = _cluster()
             step = cluster.BuildTask(output.resolve(), settings, limits, prices, base_url, retry_failed)
             cluster.run_tasks(cluster.executor(executor, step, tasks, workers, slurm_partition, slurm_time))
             if executor == "slurm":
@@ -115,6 +115,14 @@ def build(
     except Stop as stop:
         stopped = stop
     _finish(output, settings, prices, tasks, max_failed, started, stopped, executor)
+
+
+def _cluster() -> ModuleType:
+    try:
+        from dataset_builder import cluster
+    except ImportError as error:
+        raise ImportError(f"--executor needs datatrove: pip install 'sentence-transformers-inf[scale]' ({error})") from error
+    return cluster
 
 
 def _run_here(
