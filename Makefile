@@ -1,26 +1,30 @@
 # `make demo` and `make test` need Python 3.10 or newer and the package index, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
-# A tested version; any from 2.5 works. For a build of your own (CUDA, ROCm): make TORCH=... or install it in $(VENV) first.
+# A tested version; any from 2.6 works. For a build of your own (CUDA, ROCm): make TORCH=... or install it in $(VENV) first.
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-lowest lint bench docs clean
+.PHONY: demo test test-all test-slow test-lowest lint bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/inf-embed demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 20
+
+test-all: $(VENV)/.dev  # with what is slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations 20
 
 test-lowest:  # the lower bounds of pyproject.toml together; wants PYTHON=python3.10
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/pip install --quiet $(TORCH)
 	$(VENV)-lowest/bin/pip install --quiet -c tests/lowest.txt -e ".[demo,lora]" pytest hypothesis
-	$(VENV)-lowest/bin/python -m pytest --ignore tests/test_metrics.py --ignore tests/test_evaluator.py \
-		--ignore tests/test_builder.py --ignore tests/test_builder_parts.py --ignore tests/test_hub.py \
-		--ignore tests/test_benchmarks.py --ignore tests/test_push.py --ignore tests/test_adapters.py \
-		--ignore tests/test_ablation.py --ignore tests/test_diversity.py --ignore tests/test_notebooks.py
+	$(VENV)-lowest/bin/python -m pytest tests/test_records.py tests/test_batch.py tests/test_losses.py tests/test_cpu.py \
+		tests/test_instruction_transformer.py tests/test_attention.py tests/test_backbones.py tests/test_distributed.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
-"""What the diversity measures cost on a million vectors and a million texts, each in a process of its own.
+"""What the diversity measures cost on as many vectors and texts as `inf-ir analyze` samples, each in a process of its own.
 
-    python benchmarks/diversity.py [--number 1000000] [--json FILE]
+    python benchmarks/diversity.py [--number 10000] [--json FILE]
 
 Prints the seconds, and the peak memory beyond what the process had before the measure was called, its input included.
 """
@@ -53,7 +53,7 @@ def measure(name: str, number: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--number", type=int, default=1_000_000)
+    parser.add_argument("--number", type=int, default=10_000)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()

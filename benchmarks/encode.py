@@ -5,11 +5,10 @@
 all-MiniLM-L6-v2 and the instructed queries of the bundled validation split, 32 at a time, unless said:
 
 - instructed queries against `SentenceTransformer.encode` of the joined strings;
-- instructed queries through an adapter, LoRA unmerged or a copy, against the base model's encoding of the joined strings,
-  also 100 of them one by one;
+- instructed queries through an adapter's LoRA, unmerged or merged into a copy of the weights, against the base model's
+  encoding of the joined strings, also 100 of them one by one;
 - 1,000 queries under one instruction against the same without it, with attention (`gated`, which encodes the instruction
-  once) and with concatenation;
-- 100 of them with attention, one by one: the instruction's tokens encoded anew each time against kept.
+  of a batch once) and with concatenation.
 
 Training does not change these times, so the adapters and the attention have fresh weights.
 """
@@ -18,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -27,8 +25,9 @@ from report import Row, at_most, report
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model, load_records
-from sentence_transformers_inf.modules import add_lora, encoders_of, instructed_tower, save_adapter
-from sentence_transformers_inf.training import ADAPTER_LORA_R, bundled_base
+from sentence_transformers_inf.corpora import bundled_base
+from sentence_transformers_inf.modules import adapter_tower, add_lora, copy_tower, encoder_of, merge_lora
+from sentence_transformers_inf.training.arguments import ADAPTER_LORA_R
 
 
 def ratio(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float, float]:
@@ -66,13 +65,11 @@ def main() -> None:
     base = SentenceTransformer(bundled_base())
     model = load_instruction_model(bundled_base()).eval()
     gated = load_instruction_model(bundled_base(), interaction="gated").eval()
-    lora = instructed_tower(load_instruction_model(bundled_base()), lora=True)
-    for encoder in encoders_of(lora, trained=True):
-        add_lora(encoder, ADAPTER_LORA_R)
-    with tempfile.TemporaryDirectory() as folder:
-        save_adapter(lora, folder, bundled_base())
-        lora = load_instruction_model(folder)
-    copied = instructed_tower(load_instruction_model(bundled_base())).eval()
+    bases = [load_instruction_model(bundled_base()) for _ in range(2)]
+    lora, merged = (adapter_tower(base, copy_tower(base, share=True)).eval() for base in bases)
+    for adapted in (lora, merged):
+        add_lora(encoder_of(adapted)[0], ADAPTER_LORA_R)
+    merge_lora(encoder_of(merged)[0])
 
     def encode(encoder: SentenceTransformer, texts: list) -> Callable[[], object]:
         return lambda: encoder.encode(texts, batch_size=32, show_progress_bar=False)
@@ -80,24 +77,14 @@ def main() -> None:
     def singly(encoder: SentenceTransformer, texts: list) -> Callable[[], object]:
         return lambda: [encoder.encode(text, show_progress_bar=False) for text in texts[:100]]
 
-    def one_by_one(keep: bool) -> Callable[[], object]:
-        def call() -> None:
-            for query in queries[:100]:
-                if not keep:
-                    gated[0]._kept = (None, {})
-                gated.encode_query({"instruction": instruction, "query": query}, show_progress_bar=False)
-
-        return call
-
     cases = {
         "instructed / joined strings": (encode(model, pairs), encode(base, joined), 1.03),
-        "adapter, LoRA unmerged / base": (encode(lora, pairs), encode(base, joined), 1.15),
-        "adapter, LoRA unmerged / base, one by one": (singly(lora, pairs), singly(base, joined), 1.15),
-        "adapter, a copy / base": (encode(copied, pairs), encode(base, joined), None),
-        "adapter, a copy / base, one by one": (singly(copied, pairs), singly(base, joined), None),
+        "adapter, LoRA unmerged / base": (encode(lora, pairs), encode(base, joined), 1.5),
+        "adapter, LoRA unmerged / base, one by one": (singly(lora, pairs), singly(base, joined), 1.5),
+        "adapter, LoRA merged / base": (encode(merged, pairs), encode(base, joined), None),
+        "adapter, LoRA merged / base, one by one": (singly(merged, pairs), singly(base, joined), None),
         "1,000 queries, gated: 1 instruction / none": (encode(gated, told), encode(gated, queries), None),
         "1,000 queries, concatenation: 1 instruction / none": (encode(model, told), encode(model, queries), None),
-        "one by one, gated: instruction anew / kept": (one_by_one(keep=False), one_by_one(keep=True), None),
     }
     rows = []
     for name, (first, second, bound) in cases.items():

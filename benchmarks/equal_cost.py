@@ -5,8 +5,8 @@
 Every setting trains the default recipe, two encoders, on 1,088 records of the bundled train split, for as many passes
 as cost what `--epochs` of the default's batches cost, counted in the tokens that the encoders see: on a CPU time goes
 with them. It is measured on the 231 others: 150 of the train split, drawn with a fixed seed, and the validation split.
-The test split is not read. The learning rates go with the root of the batch. What is done is not done again, so that
-cells and seeds can be run one by one, or several at a time on several cores or on one GPU.
+Means stand with their standard errors over the seeds. The test split is not read. The learning rates go with the root
+of the batch. What is done is not done again, so that cells and seeds can be run one by one, or several at a time.
 """
 
 from __future__ import annotations
@@ -14,56 +14,63 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from report import Row, report
 
 from sentence_transformers_inf import load_records, training_dataset
+from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import instructed_tower, load_instruction_model
-from sentence_transformers_inf.training import SCHEDULES, bundled_base, train
+from sentence_transformers_inf.training import InstructionTrainer, InstructionTrainingArguments
+from sentence_transformers_inf.training.arguments import SCHEDULES
 
-REFERENCE = {name: int(SCHEDULES["instructed"][name]) for name in ("sampled_instructions", "batch_size")}
+REFERENCE = {name: int(SCHEDULES["instructed"][name]) for name in ("sampled_instructions", "per_device_train_batch_size")}
 CELLS: dict[str, dict[str, int]] = {
     "the default": REFERENCE,
     **{f"{m} sampled": {**REFERENCE, "sampled_instructions": m} for m in (1, 2, 4, 8)},
-    **{f"{size} records": {**REFERENCE, "batch_size": size} for size in (4, 16, 32, 64)},
+    **{f"{size} records": {**REFERENCE, "per_device_train_batch_size": size} for size in (4, 16, 32, 64)},
 }
 METRICS = ("p_mrr", "pair_accuracy", "ndcg_at_10", "plain_ndcg_at_10")
 
 
-def tokens_per_record(records: datasets.Dataset, sampled_instructions: int, batch_size: int) -> float:
+def tokens_per_record(records: datasets.Dataset, sampled_instructions: int, per_device_train_batch_size: int) -> float:
     """Tokens that the encoders are given for a record, without padding, over the first 128 records."""
     model = instructed_tower(load_instruction_model(bundled_base())).to("cpu")
     loss = InstructionContrastiveLoss(model, sampled_instructions=sampled_instructions, plain_weight=0.75)
     view = training_dataset(records)
     tokens = 0
-    for start in range(0, 128, batch_size):
-        rows = view[start : start + batch_size]
-        batch = loss._plan([model.preprocess(rows[name]) for name in view.column_names])
-        tokens += sum(int(group["attention_mask"].sum()) for group in batch.features)
+    for start in range(0, 128, per_device_train_batch_size):
+        rows = view[start : start + per_device_train_batch_size]
+        with torch.no_grad():
+            loss([model.preprocess(rows[name]) for name in view.column_names])
+        tokens += loss.last_step_stats["real_tokens"]
     return tokens / 128
 
 
 def run(
-    cell: dict[str, int], seed: int, epochs: float, kept: datasets.Dataset, held: datasets.Dataset, data: Path, output: Path
+    cell: dict[str, int], seed: int, epochs: float, kept: datasets.Dataset, held: datasets.Dataset, output: Path
 ) -> None:
     """Train and measure a cell with one seed, and write its ``result.json``."""
     epochs *= tokens_per_record(kept, **REFERENCE) / tokens_per_record(kept, **cell)
-    rate = SCHEDULES["instructed"]["learning_rate"] * (cell["batch_size"] / REFERENCE["batch_size"]) ** 0.5
-    model = train(
-        data, output=output / "model", **cell, epochs=epochs, learning_rate=rate, evaluations=1, seed=seed, bf16=False
+    size = cell["per_device_train_batch_size"] / REFERENCE["per_device_train_batch_size"]
+    rate = SCHEDULES["instructed"]["learning_rate"] * size**0.5
+    args = InstructionTrainingArguments(
+        output_dir=str(output / "model"), **cell, num_train_epochs=epochs, learning_rate=rate, evaluations=1, seed=seed
     )
-    measured = measure(model, held).values
+    trainer = InstructionTrainer(args=args, train_dataset=kept)
+    trainer.train()
+    trainer.run_folder.remove_checkpoints()
+    measured = measure(trainer.model, held).values
     values = {name: measured[name].tolist() for name in METRICS}
-    result: dict[str, Any] = {**cell, "epochs": epochs, "learning_rate": rate, "values": values}
+    result: dict[str, Any] = {**cell, "epochs": epochs, "learning_rate": rate, "bf16": args.bf16, "values": values}
     (output / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
@@ -85,17 +92,12 @@ def main() -> None:
     order = random.Random(0).sample(range(len(records)), len(records))
     kept = records.select(sorted(order[150:]))
     held = datasets.concatenate_datasets([records.select(order[:150]), load_records("mini", "validation")])
-    (options.output / "data").mkdir(parents=True, exist_ok=True)
-    if not (options.output / "data" / "train.parquet").exists():
-        part = options.output / "data" / f"{os.getpid()}.part"  # others may be at work beside this process
-        kept.to_parquet(part)
-        part.rename(options.output / "data" / "train.parquet")
     names = {name: "".join(c if c.isalnum() else "-" for c in name) for name in CELLS}
     for seed, name in itertools.product(options.seeds, options.cells):
         folder = options.output / names[name] / str(seed)
         if not (folder / "result.json").exists():
             print(f"{name}, seed {seed} ...", flush=True)
-            run(CELLS[name], seed, options.epochs, kept, held, options.output / "data", folder)
+            run(CELLS[name], seed, options.epochs, kept, held, folder)
 
     results = {}
     for name, part in names.items():
@@ -106,7 +108,14 @@ def main() -> None:
     for name, runs in results.items():
         if not runs:
             continue
-        means = ", ".join(f"{_by_record(runs, metric).mean():.1f}" for metric in METRICS)
+        of_seeds = {metric: [float(np.mean(result["values"][metric])) for result in runs] for metric in METRICS}
+        errors = {
+            metric: np.std(values, ddof=1) / len(values) ** 0.5 for metric, values in of_seeds.items() if len(values) > 1
+        }
+        means = ", ".join(
+            f"{np.mean(values):.1f}" + (f" ± {errors[metric]:.1f}" if metric in errors else "")
+            for metric, values in of_seeds.items()
+        )
         line = f"{name}; {runs[0]['epochs']:.2f} epochs, seeds: {len(runs)}"
         gained = ""
         if len(first) and name != next(iter(CELLS)):

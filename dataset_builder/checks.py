@@ -11,10 +11,11 @@ from typing import Any
 
 from datasets import Dataset
 
-from dataset_builder.quality import Duplicates, normalised, tuple_problem, words
+from dataset_builder.quality import Duplicates, normalised, runs, tuple_problem
 
 NGRAM = 8
-"""So many words in a row in common with an evaluation set count as contamination."""
+"""So many words in a row in common with an evaluation set count as contamination; see
+:func:`~dataset_builder.quality.runs`."""
 
 _EXAMPLES = 5
 
@@ -60,7 +61,7 @@ def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = 
         split.
     """
     report = CheckReport({name: len(records) for name, records in splits.items()})
-    evaluation = {ngram for text in evaluation_texts for ngram in _ngrams(text)}
+    evaluation = {run for text in evaluation_texts for run in runs(text, NGRAM)}
     where: dict[str, str] = {}
     duplicates = Duplicates()
     for split, records in splits.items():
@@ -74,7 +75,7 @@ def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = 
             if where.setdefault(normalised(record["query_positive"]), split) != split:
                 report.add("error", "a query in two splits", name)
             columns = ("query_positive", "query_negative", "instruction_positive", "instruction_negative")
-            if any(evaluation & _ngrams(record[column]) for column in columns):
+            if any(not evaluation.isdisjoint(runs(record[column], NGRAM)) for column in columns):
                 report.add("error", f"{NGRAM} words of an evaluation text", name)
     for split, records in splits.items():
         for number, record in enumerate(records):
@@ -83,11 +84,6 @@ def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = 
                     "warning", "a twin query that is a query of another split", f"{split}/{record.get('id') or number + 1}"
                 )
     return report
-
-
-def _ngrams(text: str) -> set[tuple[str, ...]]:
-    found = words(text)
-    return {tuple(found[start : start + NGRAM]) for start in range(len(found) - NGRAM + 1)}
 
 
 def read_evaluation_texts(sources: Sequence[str]) -> list[str]:

@@ -1,12 +1,11 @@
-"""The pipeline as a datatrove step, so that datatrove's executors run it: processes, Slurm, Ray.
+"""The build as a step of a datatrove pipeline, so that datatrove's executors run it: processes, Slurm, Ray.
 
-Every task takes its share of the prepared pairs through the stages with a ledger of its own. A task that ended is marked
-by datatrove and skipped when the build is run again; one that was killed goes on from its ledger.
+Each task takes its share of the prepared pairs through the stages with a ledger of its own. datatrove marks a task that
+ended and skips it when the build is run again; one that was killed goes on from its ledger.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 from pathlib import Path
@@ -15,68 +14,51 @@ from typing import Any
 os.environ.setdefault("LOGURU_DIAGNOSE", "NO")  # before datatrove: its logger would print the values of variables
 
 from datatrove.executor.base import PipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 
-from dataset_builder.client import Limits, Prices, Stop
-from dataset_builder.pipeline import Settings, run
+from dataset_builder.errors import Stop
+from dataset_builder.event_loop import run_sync
+from dataset_builder.language_model import Limits
+from dataset_builder.prepare import Settings
+from dataset_builder.prices import Prices
+from dataset_builder.run import run
 
 EXECUTORS = ("local", "slurm", "ray")
 
 
-class BuildShard(PipelineStep):
-    """One task's share of a build.
+@dataclasses.dataclass(frozen=True)
+class BuildTask:
+    """A step of a datatrove pipeline: one task's share of a build."""
 
-    Args:
-        folder: Of a prepared build; every task reaches it under this path.
-        settings: Of the build.
-        limits: Of the whole build; a task takes its share.
-        prices: What requests cost.
-        base_url: An OpenAI-compatible server; ``None`` for OpenAI's, with the key in each task's environment.
-        retry_failed: Take records that failed before through the stages again.
-    """
+    folder: Path
+    """Of a prepared build; all tasks reach it under this path."""
+    settings: Settings
+    limits: Limits
+    """Of the whole build; a task takes its share."""
+    prices: Prices
+    base_url: str | None = None
+    """An OpenAI-compatible server; ``None`` for OpenAI's, with the key in each task's environment."""
+    retry_failed: bool = False
+    """Take records that failed before through the stages again."""
 
-    type = "BUILD"
-    name = "InF-IR"
+    def __call__(self, data: Any, rank: int, world_size: int) -> Any:
+        """Run one task.
 
-    def __init__(
-        self,
-        folder: str,
-        settings: Settings,
-        limits: Limits,
-        prices: Prices,
-        base_url: str | None = None,
-        retry_failed: bool = False,
-    ) -> None:
-        super().__init__()
-        self.folder = folder
-        self.settings = settings
-        self.limits = limits
-        self.prices = prices
-        self.base_url = base_url
-        self.retry_failed = retry_failed
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        """Run one task; raises :class:`~dataset_builder.client.Stop` where it cannot go on, so that it is not marked."""
+        Raises:
+            Stop: The task cannot go on; datatrove does not mark it as completed.
+        """
+        limits = _share(self.limits, world_size)
         failure = None
         try:
-            progress = asyncio.run(
-                run(
-                    Path(self.folder),
-                    self.settings,
-                    _share(self.limits, world_size),
-                    self.prices,
-                    base_url=self.base_url,
-                    retry_failed=self.retry_failed,
-                    rank=rank,
-                    tasks=world_size,
+            run_sync(
+                lambda: run(
+                    self.folder, self.settings, limits, self.prices,
+                    base_url=self.base_url, retry_failed=self.retry_failed, rank=rank, tasks=world_size,
                 )
-            )
+            )  # fmt: skip
         except Stop as error:
             failure = Stop(str(error), error.budget)
         if failure is not None:  # outside of the handler: the executor logs tracebacks, and those may show records
             raise failure
-        for status, count in progress.counts.items():
-            self.stat_update(status, value=count)
         return data
 
 
@@ -93,10 +75,9 @@ def _share(limits: Limits, tasks: int) -> Limits:
 
 def executor(
     kind: str,
-    step: BuildShard,
+    step: BuildTask,
     tasks: int,
     workers: int,
-    *,
     slurm_partition: str | None = None,
     slurm_time: str = "24:00:00",
 ) -> PipelineExecutor:
@@ -113,7 +94,7 @@ def executor(
     Raises:
         ValueError: An unknown kind, or no partition.
     """
-    logs = str(Path(step.folder) / "work" / "logs")
+    logs = str(step.folder / "work" / "logs")
     # Failed records are looked for in tasks that ended, too.
     common: dict[str, Any] = {"logging_dir": logs, "skip_completed": not step.retry_failed}
     if kind == "local":
@@ -133,3 +114,19 @@ def executor(
             [step], tasks=tasks, workers=workers, partition=slurm_partition, time=slurm_time, job_name="inf-ir", **common
         )
     raise ValueError(f"there is no executor {kind!r}; there are {', '.join(EXECUTORS)}")
+
+
+def run_tasks(tasks: PipelineExecutor) -> None:
+    """Run an executor's tasks; with Slurm, submit them.
+
+    Raises:
+        Stop: A task cannot go on.
+    """
+    try:
+        tasks.run()
+    except Stop:
+        raise
+    except Exception as error:  # executors wrap what a task raises in errors of their own
+        if isinstance(error.__cause__, Stop):
+            raise error.__cause__ from error
+        raise Stop(f"a task did not end ({type(error).__name__}); run it again") from error

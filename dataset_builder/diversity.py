@@ -7,14 +7,12 @@ size.
 from __future__ import annotations
 
 import base64
-import hashlib
 import importlib.resources
 import json
 import math
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,6 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from dataset_builder.quality import words
-
-_CHUNK = 8192  # embeddings, or texts, at a time
-_WORDS_KEPT = 1_000_000  # hashes of words that are remembered
-_PARTS = 64  # files that the n-grams are spread over, so that one of them is in memory at a time
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 KINDS = {"instructions": ("instruction",), "queries": ("query",), "passages": ("passage", "negative")}
 """The kinds of text of a corpus, and their columns in its rows."""
@@ -61,102 +54,46 @@ class NGrams:
 
 
 def count_ngrams(texts: Iterable[str], n: int) -> NGrams:
-    """Count the n-grams of words within texts.
-
-    Texts are read once and in chunks; the n-grams go to disk as hashes of 64 bits, in parts that are counted one by one, so
-    memory is bounded by a chunk and the largest part.
+    """Count the n-grams of words within texts, all of them in memory.
 
     Args:
         texts: Texts of one kind.
         n: Words in a gram.
     """
-    hashes: dict[str, int] = {}
-    seen = 0
-    with tempfile.TemporaryDirectory() as folder:
-        parts = [Path(folder) / str(number) for number in range(_PARTS)]
-        iterator = iter(texts)
-        while chunk := list(islice(iterator, _CHUNK)):
-            seen += len(chunk)
-            grams = _hashed_ngrams(chunk, n, hashes)
-            part_of = (grams >> np.uint64(58)).astype(np.intp)
-            order = np.argsort(part_of, kind="stable")
-            ends = np.searchsorted(part_of[order], np.arange(_PARTS), side="right")
-            for path, of_part in zip(parts, np.split(grams[order], ends[:-1])):
-                with path.open("ab") as file:
-                    of_part.tofile(file)
-        total = distinct = squares = 0
-        logarithms = 0.0  # Σ c log2 c
-        for path in parts:
-            if not path.exists():
-                continue
-            counts = np.unique(np.fromfile(path, dtype=np.uint64), return_counts=True)[1]
-            total += int(counts.sum())
-            distinct += len(counts)
-            squares += int((counts * counts).sum())
-            logarithms += float((counts * np.log2(counts)).sum())
-    if not total:
-        return NGrams(seen, 0, 0, 0.0, 0.0)
-    variance = (squares * distinct - total * total) / distinct**2  # of integers, until it is divided
-    return NGrams(seen, total, distinct, math.sqrt(variance), math.log2(total) - logarithms / total)
-
-
-def _hashed_ngrams(texts: Sequence[str], n: int, hashes: dict[str, int]) -> NDArray[np.uint64]:
-    """Hashes of all n-grams within each of some texts; ``hashes`` remembers those of words."""
-    if len(hashes) > _WORDS_KEPT:
-        hashes.clear()
-    codes: list[int] = []
-    places: list[int] = []  # words that are left in the text, this one included
+    grams: Counter[tuple[str, ...]] = Counter()
+    number = 0
     for text in texts:
+        number += 1
         found = words(text)
-        for word in found:
-            if word not in hashes:
-                hashes[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-            codes.append(hashes[word])
-        places.extend(range(len(found), 0, -1))
-    values, left = np.array(codes, dtype=np.uint64), np.array(places, dtype=np.intp)
-    starts = np.flatnonzero(left >= n)
-    grams = np.zeros(len(starts), dtype=np.uint64)
-    for offset in range(n):
-        grams = _mixed(grams * _FACTOR + values[starts + offset])
-    return grams
+        grams.update(zip(*(found[start:] for start in range(n))))
+    if not grams:
+        return NGrams(number, 0, 0, 0.0, 0.0)
+    counts = np.fromiter(grams.values(), dtype=np.float64)
+    total = int(counts.sum())
+    entropy = math.log2(total) - float(counts @ np.log2(counts)) / total
+    return NGrams(number, total, len(counts), float(counts.std()), entropy)
 
 
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64 bits in which every bit depends on every other (the finaliser of MurmurHash3)."""
-    values = values ^ (values >> np.uint64(33))
-    values = values * np.uint64(0xFF51AFD7ED558CCD)
-    values = values ^ (values >> np.uint64(33))
-    values = values * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
-
-
-def average_pairwise_similarity(embeddings: NDArray[np.floating] | Iterable[NDArray[np.floating]]) -> float:
+def average_pairwise_similarity(embeddings: NDArray[np.floating]) -> float:
     """The mean cosine similarity of all pairs of different rows (APS): lower is more diverse.
 
     Exact in O(N·d), never N²: for unit vectors, the sum of e_i·e_j over i ≠ j is ‖Σ e_i‖² − N, so the mean is
     (‖Σ e_i‖² − N) / (N(N − 1)).
 
     Args:
-        embeddings: N×d, of any length but 0, or an iterable of such arrays (a corpus in parts).
+        embeddings: N×d, of any length but 0.
 
     Raises:
         ValueError: Fewer than two rows, or a row without direction (zeros, or not finite).
     """
-    parts = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
-    summed: NDArray[np.float64] | None = None
-    count = 0
-    for part in parts:
-        for start in range(0, len(part), _CHUNK):
-            rows = np.asarray(part[start : start + _CHUNK], dtype=np.float64)
-            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-            if not (np.isfinite(norms) & (norms > 0)).all():
-                bad = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
-                raise ValueError(f"row {count + bad} of the embeddings has no direction: it is zero or not finite")
-            unit_sum = (1 / norms) @ rows
-            summed = unit_sum if summed is None else summed + unit_sum
-            count += len(rows)
-    if summed is None or count < 2:
+    count = len(embeddings)
+    if count < 2:
         raise ValueError(f"the similarity of pairs needs at least two embeddings, got {count}")
+    rows = np.asarray(embeddings, dtype=np.float64)
+    norms = np.linalg.norm(rows, axis=1)
+    if (bad := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))).size:
+        raise ValueError(f"row {bad[0]} of the embeddings has no direction: it is zero or not finite")
+    summed = (1 / norms) @ rows
     return float((summed @ summed - count) / (count * (count - 1)))
 
 
@@ -231,9 +168,7 @@ def analyse(
     return found, embeddings
 
 
-def draw_map(
-    embeddings: dict[str, dict[str, NDArray[np.floating]]], paths: Sequence[Path], seed: int = 0, perplexity: float = 30.0
-) -> None:
+def draw_map(embeddings: dict[str, dict[str, NDArray[np.floating]]], paths: Sequence[Path], seed: int = 0) -> None:
     """A t-SNE map for each kind of text, with the corpora side by side in it.
 
     Args:
@@ -241,7 +176,6 @@ def draw_map(
             together, so that overlap can be seen.
         paths: Where to save the picture: PNG, SVG or PDF by the file's name.
         seed: Of the placement.
-        perplexity: Of t-SNE; at most a third of the points are used as neighbours.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -253,7 +187,7 @@ def draw_map(
         points = np.concatenate(list(corpora.values()))
         placed = TSNE(
             init="pca" if len(points) > 2 else "random",
-            perplexity=min(perplexity, max(1.0, (len(points) - 1) / 3)),
+            perplexity=min(30.0, max(1.0, (len(points) - 1) / 3)),
             random_state=seed,
             metric="cosine",
         ).fit_transform(points)

@@ -19,9 +19,12 @@ import pyarrow.parquet as pq
 from dataset_builder.quality import normalised
 from sentence_transformers_inf.records import FEATURES
 
+KEPT_FEATURES = datasets.Features({name: value for name, value in FEATURES.items() if name != "topic"})
+"""Features of the configuration ``default``: a record of ``inf-ir build``."""
+
 UNFILTERED_FEATURES = datasets.Features(
     {
-        **{name: value for name, value in FEATURES.items() if name != "topic"},
+        **KEPT_FEATURES,
         "form": datasets.Value("string"),
         "status": datasets.Value("string"),
         "reason": datasets.Value("string"),
@@ -80,23 +83,18 @@ class InFIR(datasets.GeneratorBasedBuilder):
     DEFAULT_CONFIG_NAME = "default"
 
     def _info(self) -> datasets.DatasetInfo:
-        features = UNFILTERED_FEATURES if self.config.name == "unfiltered" else FEATURES
-        if self.config.name == "default":
-            features = datasets.Features({name: value for name, value in FEATURES.items() if name != "topic"})
+        features = {"mini": FEATURES, "default": KEPT_FEATURES, "unfiltered": UNFILTERED_FEATURES}[self.config.name]
         return datasets.DatasetInfo(features=features)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        names = ("train", "validation", "test")
         if self.config.name == "mini":
             folder = Path(str(importlib.resources.files("dataset_builder") / "data"))
-            return [
-                datasets.SplitGenerator(name=name, gen_kwargs={"files": [str(folder / f"{name}.parquet")], "split": None})
-                for name in ("train", "validation", "test")
-            ]
-        files = _files(self.config.data_dir, self.config.name)
-        return [
-            datasets.SplitGenerator(name=name, gen_kwargs={"files": files, "split": name})
-            for name in ("train", "validation", "test")
-        ]
+            arguments: list[dict[str, Any]] = [{"files": [str(folder / f"{name}.parquet")], "split": None} for name in names]
+        else:
+            files = _files(self.config.data_dir, self.config.name)
+            arguments = [{"files": files, "split": name} for name in names]
+        return [datasets.SplitGenerator(name=name, gen_kwargs=kwargs) for name, kwargs in zip(names, arguments)]
 
     def _generate_examples(self, files: list[str], split: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         names = list(self.info.features)

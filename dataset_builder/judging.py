@@ -6,22 +6,27 @@ An item is a record and one of its three instructed queries; its label is the pa
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from dataset_builder import stages
-from dataset_builder.client import OPENAI_URL, BadAnswer, LanguageModel, Limits, LiveTransport, Prices, Request, connect
+from dataset_builder.errors import BadAnswer
+from dataset_builder.event_loop import run_sync
+from dataset_builder.files import write_text
+from dataset_builder.language_model import LanguageModel, Limits
 from dataset_builder.ledger import Ledger
+from dataset_builder.prices import Prices
+from dataset_builder.run import asker
+from dataset_builder.transport import OPENAI_URL, LiveTransport, connect
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
 
-Step = Callable[[int, int], None]
-"""Told how many of how many records are judged."""
+OnProgress = Callable[[int], None]
+"""Called with the number of records that are through."""
 
 RELEVANCE_QUESTION = (
     "You are an expert Google searcher, whose job is to determine if the following document is relevant to the query "
@@ -42,7 +47,7 @@ def judge_with_server(
     pairwise: bool = False,
     seed: int = 0,
     effort: str = "medium",
-    step: Step | None = None,
+    on_progress: OnProgress = lambda done: None,
 ) -> int:
     """Let a model behind an OpenAI-compatible server judge records; answers are kept in ``LABELS.ledger.sqlite``.
 
@@ -56,7 +61,7 @@ def judge_with_server(
         pairwise: Nine yes/no judgments a record instead of three choices.
         seed: Of the order in which passages are shown.
         effort: Reasoning effort.
-        step: Told of progress.
+        on_progress: Called after each record.
 
     Returns:
         How many records have no usable answer; they get no labels.
@@ -64,81 +69,56 @@ def judge_with_server(
     Raises:
         Stop: The run cannot go on; the same call goes on from there.
     """
-    return asyncio.run(_judge_all(records, model, labels, base_url, limits, prices, pairwise, seed, effort, step))
-
-
-async def _judge_all(
-    records: Dataset,
-    model: str,
-    labels: Path,
-    base_url: str | None,
-    limits: Limits,
-    prices: Prices,
-    pairwise: bool,
-    seed: int,
-    effort: str,
-    step: Step | None,
-) -> int:
     answers: dict[int, list[str]] = {}
+    rows = iter(enumerate(records))
     failed = 0
-    ledger = Ledger(labels.with_name(labels.name + ".ledger.sqlite"))
-    try:
-        async with connect(base_url, limits.timeout) as client:
-            language_model = LanguageModel(
-                LiveTransport(client, ledger, prices), ledger, prices, limits, base_url or OPENAI_URL
-            )
 
-            async def ask(prompt: str, answer: type[Any], max_tokens: int, values: dict[str, Any]) -> Any:
-                messages = stages.render(prompt, values)
-                request = Request(prompt, model, messages, answer, max_tokens, temperature=0.0, seed=seed, effort=effort)
-                return await language_model.ask(request)
+    async def work(ask: stages.Ask) -> None:
+        nonlocal failed
+        for number, record in rows:
+            try:
+                judged = await stages.judge({**record, "id": _name(record, number)}, ask, seed, pairwise)
+                answers[number] = judged["judge_answers"]
+            except BadAnswer:
+                failed += 1
+            on_progress(len(answers) + failed)
 
-            rows = iter(enumerate(records))
+    async def judge_all() -> None:
+        with contextlib.closing(Ledger(labels.with_name(labels.name + ".ledger.sqlite"))) as ledger:
+            async with connect(base_url, limits.timeout, limits.concurrency) as client:
+                transport = LiveTransport(client, ledger, prices)
+                language_model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
+                ask = asker(language_model, writer=model, judge=model, temperature=0.0, seed=seed, effort=effort)
+                await stages.gather(work(ask) for _ in range(limits.concurrency))
 
-            async def work() -> None:
-                nonlocal failed
-                for number, record in rows:
-                    named = {**record, "id": _name(record, number)}
-                    try:
-                        answers[number] = (await stages.judge(named, ask, seed, pairwise))["judge_answers"]
-                    except BadAnswer:
-                        failed += 1
-                    if step is not None:
-                        step(len(answers) + failed, len(records))
-
-            results = await asyncio.gather(*(work() for _ in range(limits.concurrency)), return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
-    finally:
-        await ledger.close()
+    run_sync(judge_all)
     _add_labels(labels, model, {_name(records[number], number): answers[number] for number in sorted(answers)})
     return failed
 
 
-def judge_with_cross_encoder(records: Dataset, model: str, labels: Path, step: Step | None = None) -> None:
+def judge_with_cross_encoder(
+    records: Dataset, model: str, labels: Path, on_progress: OnProgress = lambda done: None
+) -> None:
     """Let a cross-encoder judge records: the passage that scores highest for query and instruction is its answer.
 
     Args:
         records: InF-IR records.
         model: Hub id or folder, for Sentence Transformers' ``CrossEncoder``.
         labels: JSONL file that gets the labels.
-        step: Told of progress.
+        on_progress: Called after each record.
     """
     from sentence_transformers import CrossEncoder
 
     encoder = CrossEncoder(model)
-    answers = {}
-    for number, record in enumerate(records):
-        pairs = [(f"{record[query]} {record[instruction]}", record[name]) for query, instruction, name in _combinations()]
-        scores = encoder.predict(pairs, show_progress_bar=False).reshape(3, 3)
-        answers[_name(record, number)] = [PASSAGE_COLUMNS[best] for best in scores.argmax(axis=1).tolist()]
-        if step is not None:
-            step(number + 1, len(records))
-    _add_labels(labels, model, answers)
+
+    def judge(query: str, passages: list[str]) -> str:
+        scores = encoder.predict([(query, passage) for passage in passages], show_progress_bar=False)
+        return PASSAGE_COLUMNS[int(scores.argmax())]
+
+    _judge_each(records, model, labels, judge, on_progress)
 
 
-def judge_with_reranker(records: Dataset, model: str, labels: Path, step: Step | None = None) -> None:
+def judge_with_reranker(records: Dataset, model: str, labels: Path, on_progress: OnProgress = lambda done: None) -> None:
     """Let a causal language model of the FollowIR-7B kind judge records: true or false for each passage.
 
     A passage counts as right where the model gives "true" a higher probability than "false" as its next token.
@@ -147,7 +127,7 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path, step: Step |
         records: InF-IR records.
         model: Hub id or folder of a causal language model.
         labels: JSONL file that gets the labels.
-        step: Told of progress.
+        on_progress: Called after each record.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -155,31 +135,35 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path, step: Step |
     tokenizer = AutoTokenizer.from_pretrained(model)
     language_model = AutoModelForCausalLM.from_pretrained(model).eval()
     yes, no = (tokenizer.encode(word, add_special_tokens=False)[-1] for word in ("true", "false"))
+
+    def is_relevant(query: str, passage: str) -> bool:
+        question = RELEVANCE_QUESTION.format(query=query, passage=passage)
+        if tokenizer.chat_template:
+            question = tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+            )
+        inputs = tokenizer(question, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+        with torch.inference_mode():
+            logits = language_model(**inputs).logits[0, -1]
+        return bool(logits[yes] > logits[no])
+
+    def judge(query: str, passages: list[str]) -> str:
+        return stages.combine([name for name, text in zip(PASSAGE_COLUMNS, passages) if is_relevant(query, text)])
+
+    _judge_each(records, model, labels, judge, on_progress)
+
+
+def _judge_each(
+    records: Dataset, model: str, labels: Path, judge: Callable[[str, list[str]], str], on_progress: OnProgress
+) -> None:
+    """Judge the three instructed queries of each record, with its three passages."""
     answers = {}
     for number, record in enumerate(records):
-        found: list[list[str]] = [[], [], []]
-        for place, (query, instruction, name) in enumerate(_combinations()):
-            question = RELEVANCE_QUESTION.format(query=f"{record[query]} {record[instruction]}", passage=record[name])
-            if tokenizer.chat_template:
-                question = tokenizer.apply_chat_template(
-                    [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-                )
-            inputs = tokenizer(question, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
-            with torch.inference_mode():
-                logits = language_model(**inputs).logits[0, -1]
-            if logits[yes] > logits[no]:
-                found[place // 3].append(name)
-        answers[_name(record, number)] = [names[0] if len(names) == 1 else "several" if names else "none" for names in found]
-        if step is not None:
-            step(number + 1, len(records))
+        passages = [record[name] for name in PASSAGE_COLUMNS]
+        queries = [f"{record[query]} {record[instruction]}" for query, instruction, _ in TRIPLES]
+        answers[_name(record, number)] = [judge(query, passages) for query in queries]
+        on_progress(number + 1)
     _add_labels(labels, model, answers)
-
-
-def _combinations() -> Iterator[tuple[str, str, str]]:
-    """The three instructed queries with the three passages each, as columns."""
-    for query, instruction, _ in TRIPLES:
-        for passage in PASSAGE_COLUMNS:
-            yield query, instruction, passage
 
 
 def _name(record: dict[str, Any], number: int) -> str:
@@ -195,6 +179,4 @@ def _add_labels(path: Path, annotator: str, answers: dict[str, list[str]]) -> No
     for name, found in answers.items():
         for row, label in enumerate(found):
             lines.append(json.dumps({"item": f"{name}/{row}", "annotator": annotator, "label": label}) + "\n")
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(lines), encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, "".join(lines))

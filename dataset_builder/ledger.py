@@ -1,8 +1,8 @@
-"""The SQLite store of every request's answer and of every record's end: what is in it is never paid for again.
+"""The SQLite store of all answers and outcomes: what is in it is never paid for again.
 
-Durable and cheap at the same time: answers that arrive together are committed together (write-ahead log, synchronous), by
-a thread of their own, and an answer is handed to the pipeline only after its commit. The ledger holds requests by their
-hash, answers, token counts and outcomes; keys of servers never reach it.
+Answers that arrive together are committed together (write-ahead log, synchronous), by a thread of their own, and an answer
+is used only after its commit. The ledger holds requests by their hash, answers, token counts and outcomes; keys of servers
+never reach it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,13 +26,13 @@ CREATE TABLE IF NOT EXISTS outcomes (
     position INTEGER PRIMARY KEY, status TEXT NOT NULL, reason TEXT NOT NULL, record TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS batches (
-    tag TEXT PRIMARY KEY, id TEXT, input_file TEXT, state TEXT NOT NULL, requests TEXT NOT NULL
+    tag TEXT PRIMARY KEY, id TEXT, state TEXT NOT NULL, requests TEXT NOT NULL
 );
 """
 _COLUMNS = {
     "answers": ("request", "model", "answer", "prompt_tokens", "completion_tokens", "cost"),
     "outcomes": ("position", "status", "reason", "record"),
-    "batches": ("tag", "id", "input_file", "state", "requests"),
+    "batches": ("tag", "id", "state", "requests"),
 }
 
 
@@ -63,8 +64,13 @@ class Outcome:
     record: dict[str, Any]
 
 
+def ledger_path(folder: Path, rank: int = 0, tasks: int = 1) -> Path:
+    """Where a task of a build keeps its ledger."""
+    return folder / "work" / ("" if tasks == 1 else f"task-{rank:05d}") / "ledger.sqlite"
+
+
 class Ledger:
-    """The ledger of one build (or of one shard of it).
+    """The ledger of one build (or of one task of it).
 
     Args:
         path: The SQLite file; made if it is not there.
@@ -85,6 +91,7 @@ class Ledger:
                 raise sqlite3.DatabaseError(state)
             self._connection.executescript(_SCHEMA)
             self._reader = sqlite3.connect(path)  # so that a question never waits for a commit of the other thread
+        self._committing = threading.Lock()
         self._waiting: list[tuple[str, tuple[Any, ...], asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
@@ -107,10 +114,10 @@ class Ledger:
         record = json.dumps(outcome.record, ensure_ascii=False)
         await self._write("outcomes", (outcome.position, outcome.status, outcome.reason, record))
 
-    def finished(self) -> set[int]:
-        """Positions of the records that have an outcome."""
+    def statuses(self) -> dict[int, str]:
+        """How the records that ended did so, by position."""
         with self._errors():
-            return {row[0] for row in self._connection.execute("SELECT position FROM outcomes")}
+            return dict(self._connection.execute("SELECT position, status FROM outcomes").fetchall())
 
     def outcomes(self) -> Iterator[Outcome]:
         """All outcomes in the order of the records."""
@@ -138,20 +145,21 @@ class Ledger:
         names = ("requests", "prompt_tokens", "completion_tokens", "cost")
         return {model: dict(zip(names, values)) for model, *values in rows}
 
-    async def keep_batch(self, tag: str, identifier: str | None, input_file: str | None, state: str, requests: str) -> None:
-        """Store the state of a job of the Batch API."""
-        await self._write("batches", (tag, identifier, input_file, state, requests))
+    async def keep_batch(self, tag: str, identifier: str | None, state: str, models: dict[str, str]) -> None:
+        """Store the state of a job of the Batch API, with the model of each of its requests."""
+        await self._write("batches", (tag, identifier, state, json.dumps(models)))
 
-    def batches(self) -> list[tuple[str, str | None, str | None, str, str]]:
-        """(tag, id, input file, state, requests as JSON) of the jobs that are not done."""
+    def batches(self) -> list[tuple[str, str | None, dict[str, str]]]:
+        """(tag, id, models by request) of the jobs that are not done."""
         with self._errors():
-            return self._connection.execute("SELECT * FROM batches WHERE state != 'done' ORDER BY rowid").fetchall()
+            rows = self._connection.execute(
+                "SELECT tag, id, requests FROM batches WHERE state != 'done' ORDER BY rowid"
+            ).fetchall()
+        return [(tag, identifier, json.loads(requests)) for tag, identifier, requests in rows]
 
-    async def close(self) -> None:
-        """Write what is waiting and close the file."""
-        if self._writer is not None:
-            await self._writer
-        with self._errors():
+    def close(self) -> None:
+        """Close the file; a commit that is under way ends first."""
+        with self._committing, self._errors():
             self._reader.close()
             self._connection.close()
 
@@ -179,7 +187,7 @@ class Ledger:
         self._writer = None
 
     def _commit(self, rows: list[tuple[str, tuple[Any, ...]]]) -> None:
-        with self._errors(), self._connection:
+        with self._committing, self._errors(), self._connection:
             for table, row in rows:
                 columns = _COLUMNS[table]
                 marks = ", ".join("?" * len(columns))
@@ -219,23 +227,18 @@ def repair_ledger(path: Path) -> tuple[int, Path]:
         if part.exists():
             part.rename(aside.with_name(aside.name + suffix))
     path.with_name(path.name + "-shm").unlink(missing_ok=True)
-    ledger = Ledger(path)
-    saved = {"answers": 0, "outcomes": 0, "batches": 0}
-    with contextlib.closing(sqlite3.connect(aside)) as damaged:
+    saved = 0
+    with contextlib.closing(Ledger(path)) as ledger, contextlib.closing(sqlite3.connect(aside)) as damaged:
         for table, columns in _COLUMNS.items():
             for number in _readable_rows(damaged, table):
                 try:
                     row = damaged.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE rowid = ?", (number,)).fetchone()
-                except (sqlite3.DatabaseError, UnicodeDecodeError):
-                    continue
-                if row is not None and None not in row[:1]:
-                    try:
+                    if row is not None and row[0] is not None:
                         ledger._commit([(table, row)])
-                        saved[table] += 1
-                    except LedgerError:
-                        continue
-    asyncio.run(ledger.close())
-    return saved["answers"], aside
+                        saved += table == "answers"
+                except (sqlite3.DatabaseError, UnicodeDecodeError, LedgerError):
+                    continue
+    return saved, aside
 
 
 def _readable_rows(damaged: sqlite3.Connection, table: str) -> range:

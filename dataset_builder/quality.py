@@ -5,11 +5,20 @@ from __future__ import annotations
 import itertools
 import re
 import sqlite3
+from collections.abc import Iterator
 from typing import Any
 
+import regex  # type: ignore[import-untyped]
 from datasketch import MinHash
 
-_WORD = re.compile(r"\w+")
+_PLAIN_WORD = re.compile(r"\w+")
+_SCRIPTS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_CHARACTER = regex.compile(rf"(?V1)[[{_SCRIPTS}]&&[\p{{L}}\p{{N}}]]\p{{M}}*")
+_WORD = regex.compile(rf"{_CHARACTER.pattern}|[[\p{{L}}\p{{N}}_]--[{_SCRIPTS}]][[\p{{L}}\p{{N}}\p{{M}}_]--[{_SCRIPTS}]]*")
+
+CHARACTERS_PER_WORD = 3
+"""So many characters of an unspaced script (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) are as long as a word."""
+
 _BANDS, _BAND_ROWS = 8, 8
 """Pairs with a Jaccard similarity of 0.8 share a band with probability 1 - (1 - 0.8^8)^8 = 0.77, at 0.9 with 0.99."""
 
@@ -17,10 +26,10 @@ NEAR = 0.8
 """Jaccard similarity of word pairs from which two texts count as near duplicates."""
 
 QUOTED_WORDS = 5
-"""An instruction that has so many words in a row in common with a passage quotes it."""
+"""An instruction that has so many words in a row in common with a passage quotes it; see :func:`runs`."""
 
 INSTRUCTION_WORDS = (5, 120)
-"""Least and most words of an instruction."""
+"""Least and most words of an instruction; of an unspaced script, :data:`CHARACTERS_PER_WORD` times as many at most."""
 
 _NAMING = re.compile(
     r"\b(?:the|this|your|given|following) (?:instructions?|search request|query)\b|\brequest [012]\b|\bpassage_?[ 012]?\d\b",
@@ -29,13 +38,42 @@ _NAMING = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case."""
-    return _WORD.findall(text.lower())
+    """The words of a text in lower case.
+
+    In scripts that are written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar), each character with its
+    marks is a word of its own.
+    """
+    pattern = _PLAIN_WORD if text.isascii() else _WORD  # the same for ASCII, and five times as fast
+    return pattern.findall(text.lower())
+
+
+def _lengths(found: list[str]) -> list[int]:
+    """The lengths of words, in characters of an unspaced script."""
+    return [CHARACTERS_PER_WORD if word.isascii() or not _CHARACTER.match(word) else 1 for word in found]
+
+
+def runs(text: str, size: int) -> Iterator[tuple[str, ...]]:
+    """All runs of ``size`` words in a row; :data:`CHARACTERS_PER_WORD` characters of an unspaced script are as long as one.
+
+    Example:
+        ``runs("a b c", 2)`` yields ``("a", "b")`` and ``("b", "c")``.
+    """
+    found = words(text)
+    lengths = _lengths(found)
+    end = length = 0
+    for start, first in enumerate(lengths):
+        while length < size * CHARACTERS_PER_WORD:
+            if end == len(found):
+                return
+            length += lengths[end]
+            end += 1
+        yield tuple(found[start:end])
+        length -= first
 
 
 def normalised(text: str) -> str:
-    """A text without case, punctuation and spacing: equal for exact duplicates."""
-    return " ".join(words(text))
+    """A text without case, punctuation and spacing: equal for exact duplicates. The splits of a corpus rest on it."""
+    return " ".join(_PLAIN_WORD.findall(text.lower()))
 
 
 def word_pairs(text: str) -> set[str]:
@@ -72,7 +110,8 @@ def tuple_problem(record: dict[str, Any]) -> str | None:
         return "wrong length: query_negative"
     for column in ("instruction_positive", "instruction_negative"):
         low, high = INSTRUCTION_WORDS
-        if not low <= len(words(record[column])) <= high:
+        found = words(record[column])
+        if len(found) < low or sum(_lengths(found)) > high * CHARACTERS_PER_WORD:
             return f"wrong length: {column}"
     low, high = passage_words(record["document"])
     written = ("hard_negative_document_1", "hard_negative_document_2")
@@ -80,12 +119,9 @@ def tuple_problem(record: dict[str, Any]) -> str | None:
         if not low <= len(words(record[column])) <= high:
             return f"wrong length: {column}"
     for column in ("instruction_positive", "instruction_negative"):
-        found = words(record[column])
-        runs = {tuple(found[start : start + QUOTED_WORDS]) for start in range(len(found) - QUOTED_WORDS + 1)}
-        for passage in ("document", *written):
-            text = words(record[passage])
-            if any(tuple(text[start : start + QUOTED_WORDS]) in runs for start in range(len(text) - QUOTED_WORDS + 1)):
-                return f"quotes a passage: {column}"
+        said = set(runs(record[column], QUOTED_WORDS))
+        if any(not said.isdisjoint(runs(record[passage], QUOTED_WORDS)) for passage in ("document", *written)):
+            return f"quotes a passage: {column}"
     for column in written:
         if _NAMING.search(record[column]):
             return f"names the instruction: {column}"

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def read_pairs(
             raise SourceError(f"{name} must be at least 1, got {value}")
     pairs = _pairs(source, query_column, passage_column, split)
     if limit is not None:
-        pairs = _first(pairs, limit)
+        pairs = islice(pairs, limit)
     return pairs if sample is None else _sampled(pairs, sample, seed)
 
 
@@ -84,13 +85,6 @@ def _pairs(source: str | Path, query_column: str, passage_column: str, split: st
     if str(source) == MS_MARCO:
         return _ms_marco(split)
     return _columns(_hub_rows(str(source), None, split), str(source), query_column, passage_column)
-
-
-def _first(pairs: Iterator[Pair], limit: int) -> Iterator[Pair]:
-    for number, pair in enumerate(pairs, start=1):
-        yield pair
-        if number == limit:
-            return
 
 
 def _sampled(pairs: Iterator[Pair], size: int, seed: int) -> Iterator[Pair]:
@@ -159,7 +153,7 @@ def _hub_rows(name: str, config: str | None, split: str) -> Iterator[dict[str, A
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"{name}: no such file or folder, and no such dataset on the Hub could be read: {error}"
-        ) from (error)
+        ) from error
     except ValueError as error:
         raise SourceError(f"{name}: {error}") from error
     yield from data

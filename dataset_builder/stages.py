@@ -1,5 +1,5 @@
 """The four stages that make an InF-IR tuple of a query-passage pair: instruct, poison, write, judge (Zhuang et al. 2025,
-arXiv:2505.21439, §3). Record in, record out; what a stage asks a model goes through the function ``ask`` that it is given.
+arXiv:2505.21439, §3). Record in, record out; what a stage asks a model goes through its argument ``ask``.
 
 The prompts are the files of ``prompts/``: a system text, a line ``---``, a user text (Jinja templates). Texts of the record
 enter them as JSON strings only, so that nothing a passage says can end its quotation.
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import random
+from collections.abc import Awaitable, Iterable
 from importlib import resources
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -141,11 +142,7 @@ async def judge(record: dict[str, Any], ask: Ask, seed: int, pairwise: bool = Fa
         :data:`~sentence_transformers_inf.records.TRIPLES`. The tuple stands if they are the three passages in this order.
     """
     judge_row = _judge_pairwise if pairwise else _judge_choice
-    answers = await asyncio.gather(*(judge_row(record, row, ask, seed) for row in range(3)), return_exceptions=True)
-    for answer in answers:  # only when all three are answered and kept
-        if isinstance(answer, BaseException):
-            raise answer
-    return record | {"judge_answers": answers}
+    return record | {"judge_answers": await gather(judge_row(record, row, ask, seed) for row in range(3))}
 
 
 async def _judge_choice(record: dict[str, Any], row: int, ask: Ask, seed: int) -> str:
@@ -160,17 +157,24 @@ async def _judge_choice(record: dict[str, Any], row: int, ask: Ask, seed: int) -
 async def _judge_pairwise(record: dict[str, Any], row: int, ask: Ask, seed: int) -> str:
     query, instruction, _ = TRIPLES[row]
     values = {"query": record[query], "instruction": record[instruction]}
-    answers = await asyncio.gather(
-        *(ask("judge_pairwise", YesNo, 50, values | {"passages": [record[name]]}) for name in PASSAGE_COLUMNS),
-        return_exceptions=True,
+    answers = await gather(
+        ask("judge_pairwise", YesNo, 50, values | {"passages": [record[name]]}) for name in PASSAGE_COLUMNS
     )
-    chosen = []
-    for name, answer in zip(PASSAGE_COLUMNS, answers):
+    return combine([name for name, answer in zip(PASSAGE_COLUMNS, answers) if answer.answer == "yes"])
+
+
+async def gather(questions: Iterable[Awaitable[Any]]) -> list[Any]:
+    """All answers; an exception is raised only when all questions have ended, so that answers are kept."""
+    answers = await asyncio.gather(*questions, return_exceptions=True)
+    for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
-        if answer.answer == "yes":
-            chosen.append(name)
-    return chosen[0] if len(chosen) == 1 else "several" if chosen else "none"
+    return answers
+
+
+def combine(passages: list[str]) -> str:
+    """The judge's answer for the passages that it found right one by one: the passage, ``several`` or ``none``."""
+    return passages[0] if len(passages) == 1 else "several" if passages else "none"
 
 
 def verdict(judge_answers: list[str]) -> str | None:

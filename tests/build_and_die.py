@@ -10,9 +10,7 @@ import signal
 import sys
 import time
 
-import pyarrow.parquet  # noqa: F401 - imported before the forks
-
-from dataset_builder import cli, pipeline  # noqa: F401
+from dataset_builder import cli, export, run  # noqa: F401 - imported before the forks
 
 
 def life() -> int:

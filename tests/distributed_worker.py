@@ -12,7 +12,7 @@ from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, I
 
 DATA = {"records": load_records, "rows": load_rows}
 HALVES = {"records": 1, "rows": 2}
-OPTIONS = {"sampled_instructions": 2, "plain_weight": 0.5, "anchor_weight": 1.0, "seed": 5}
+OPTIONS = {"sampled_instructions": 2, "plain_weight": 0.5, "seed": 5}
 
 
 def batch_columns(model, data, rows):
@@ -31,7 +31,7 @@ def step(base, objective, cached, rows, gather, data=load_records):
     loss = kind(model, objective, gather_across_devices=gather, **OPTIONS, **extra)
     if gather:
         # As the trainer does: the pooler of BERT takes no part in mean pooling.
-        loss.model = DistributedDataParallel(model, find_unused_parameters=True)
+        loss.model = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
     value = loss(features, None)
     value.backward()
     return value.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -12,10 +12,54 @@ import asyncio
 import hashlib
 import json
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 from aiohttp import web
+
+
+class Server:
+    """This server in a process of its own."""
+
+    def __init__(self, folder, *options):
+        self.folder = folder
+        folder.mkdir()
+        self.process = subprocess.Popen([sys.executable, __file__, folder, *options])
+        while not (folder / "port").exists():
+            assert self.process.poll() is None
+            time.sleep(0.05)
+        self.url = f"http://127.0.0.1:{(folder / 'port').read_text()}/v1"
+
+    def events(self):
+        if not (self.folder / "log.jsonl").exists():
+            return []
+        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def wait_for(self, event, count=1):
+        """Wait until the log has so many events of a kind."""
+        while sum(entry["event"] == event for entry in self.events()) < count:
+            time.sleep(0.02)
+
+    def asked(self):
+        return Counter(event["key"] for event in self.events() if event["event"] == "asked")
+
+    def asked_after_answer(self):
+        """Questions that came once more after their answer had been handed over."""
+        answered, again = set(), []
+        for event in self.events():
+            if event["event"] == "answered":
+                answered.add(event["key"])
+            elif event["event"] == "asked" and event["key"] in answered:
+                again.append(event["key"])
+        return again
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
 
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 

@@ -2,34 +2,35 @@
 
 import json
 import math
-import os
 import re
 
 import numpy as np
 import pytest
 
-from sentence_transformers_inf import load_records, training_dataset
-from sentence_transformers_inf.ablation import BASE, BASELINE, read_config, run_ablation, write_report
+from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from tests.commands import run_commands
+from sentence_transformers_inf.training.ablation import BASE, BASELINE, read_config, run_ablation
+from sentence_transformers_inf.training.ablation_report import write_report
+from tests.commands import call, error_line
 
 CONFIG = """
 data: {data}
 evaluate: {{data: {data}, split: test}}
 seeds: [1, 2]
-settings: {{epochs: 1, batch_size: 4}}
+settings:
+  {{base: {base}, frozen_layers: 1, num_train_epochs: 1, per_device_train_batch_size: 4, learning_rate: 0.001}}
 grid:
   max_records: [4, 8]
 """
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
     load_records("mini", "train").select(range(8)).to_parquet(folder / "data" / "train.parquet")
     load_records("mini", "test").select(range(6)).to_parquet(folder / "data" / "test.parquet")
-    (folder / "curve.yaml").write_text(CONFIG.format(data=folder / "data"))
+    (folder / "curve.yaml").write_text(CONFIG.format(data=folder / "data", base=tiny))
     return folder
 
 
@@ -62,7 +63,7 @@ def test_every_cell_is_run_for_every_seed_and_the_baseline_with_them(folder, don
     assert not list((folder / "out").rglob("*.safetensors")), "models are not kept"
 
 
-def test_rows_are_means_over_seeds_and_gains_are_paired(folder, done, model):
+def test_rows_are_means_over_seeds_and_gains_are_paired(folder, done, tiny):
     ablation, rows = done
     results = [json.loads(path.read_text()) for path in (folder / "out").rglob("result.json")]
 
@@ -80,7 +81,7 @@ def test_rows_are_means_over_seeds_and_gains_are_paired(folder, done, model):
     assert gain == pytest.approx(expected)
     assert low <= gain <= high
     assert rows[3].gains["p_mrr"] == (0, 0, 0)
-    base = measure(model, load_records(folder / "data", "test")).means()
+    base = measure(load_instruction_model(tiny), load_records(folder / "data", "test")).means()
     assert rows[0].means == pytest.approx(base, abs=0.02)
     assert rows[2].minutes >= 0
     assert math.isnan(rows[2].dollars)
@@ -115,17 +116,14 @@ def test_the_report_has_a_table_failures_and_charts(folder, done, tmp_path):
 
 def test_the_command_runs_what_is_missing_and_refuses_results_of_other_settings(folder, done):
     changed = folder / "changed.yaml"
-    changed.write_text((folder / "curve.yaml").read_text().replace("batch_size: 4", "batch_size: 2"))
-    (again, refused), printed = run_commands(
-        {**os.environ, "COLUMNS": "200"},
-        ["inf-embed", "ablate", folder / "curve.yaml", "--output", folder / "out"],
-        ["inf-embed", "ablate", changed, "--output", folder / "out"],
-    )
-    assert again[0] == 0, again[1]
+    changed.write_text((folder / "curve.yaml").read_text().replace("train_batch_size: 4", "train_batch_size: 2"))
+    status, printed, error = call("inf-embed", "ablate", folder / "curve.yaml", "--output", folder / "out")
+    assert status == 0, error
     assert "max_records 8" in printed
-    assert refused[0] == 2
-    assert "is of other settings: name another output" in refused[1]
-    assert "max_records 4, seed 1" in refused[1]
+    status, _, error = call("inf-embed", "ablate", changed, "--output", folder / "out")
+    assert status == 2
+    assert "max_records 4, seed 1" in error_line(error)
+    assert "is of other settings: name another output" in error_line(error)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +133,8 @@ def test_the_command_runs_what_is_missing_and_refuses_results_of_other_settings(
         ("- a", "expected the keys"),
         ("gird: {objective: [uni_P]}", "unknown key 'gird'"),
         ("grid: {objective: uni_P}", "grid: objective must be a list"),
-        ("grid: {objectve: [uni_P]}", "train has no option 'objectve'"),
-        ("cells: {mine: {output: here}}", "mine: train has no option 'output'"),
+        ("grid: {objectve: [uni_P]}", "there is no argument 'objectve'"),
+        ("cells: {mine: {output_dir: here}}", "mine: there is no argument 'output_dir'"),
         ("cells: {mine: uni_P}", "mine must be a mapping"),
         ("seeds: [1, 1]\ngrid: {objective: [uni_P]}", "seeds must be different whole numbers"),
         ("data: mini", "neither a grid nor a cell"),
@@ -151,15 +149,16 @@ def test_mistakes_in_a_configuration_are_named(tmp_path, text, message):
 
 def test_a_grid_is_every_combination_and_cells_are_added(tmp_path):
     (tmp_path / "config.yaml").write_text(
-        "settings: {epochs: 1}\ngrid: {objective: [uni_P, multi_P_I], plain_weight: [0, 1]}\ncells: {long: {epochs: 9}}"
+        "settings: {num_train_epochs: 1}\ngrid: {objective: [uni_P, multi_P_I], plain_weight: [0, 1]}\n"
+        "cells: {long: {num_train_epochs: 9}}"
     )
     ablation = read_config(tmp_path / "config.yaml")
     assert list(ablation.cells) == [
         "objective uni_P, plain_weight 0", "objective uni_P, plain_weight 1", "objective multi_P_I, plain_weight 0",
         "objective multi_P_I, plain_weight 1", "long", BASELINE,
     ]  # fmt: skip
-    assert ablation.cells["long"] == {"data": "mini", "epochs": 9}
-    assert ablation.cells[BASELINE] == {"data": "mini", "epochs": 1, "instructions": False}
+    assert ablation.cells["long"] == {"data": "mini", "num_train_epochs": 9}
+    assert ablation.cells[BASELINE] == {"data": "mini", "num_train_epochs": 1, "instructions": False}
     assert (ablation.evaluate, ablation.seeds, ablation.axis) == ({"data": "mini", "split": "validation"}, [42], None)
 
 

@@ -1,8 +1,9 @@
-"""`inf-ir build` against a scripted server over real HTTP, in processes of its own: nothing is lost, nothing paid twice."""
+"""`inf-ir build` against a scripted server over real HTTP: nothing is lost, nothing paid twice."""
 
 import asyncio
 import contextlib
 import csv
+import io
 import json
 import os
 import resource
@@ -12,46 +13,24 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_builder.ledger import Answer, Ledger, Outcome
+from dataset_builder import cli, transport
+from dataset_builder.event_loop import run_sync
+from dataset_builder.export import export
+from dataset_builder.judging import judge_with_server
+from dataset_builder.language_model import Limits
+from dataset_builder.ledger import Answer, Ledger, Outcome, repair_ledger
+from dataset_builder.prepare import Settings
+from dataset_builder.prices import Prices
 from sentence_transformers_inf import load_records
+from tests.llm_server import Server
 
 HERE = Path(__file__).parent
 KEY = "sk-marked-key-0123456789"
-
-
-class Server:
-    """The scripted server of llm_server.py in a process of its own."""
-
-    def __init__(self, folder, *options):
-        self.folder = folder
-        folder.mkdir()
-        self.process = subprocess.Popen([sys.executable, HERE / "llm_server.py", folder, *options])
-        while not (folder / "port").exists():
-            assert self.process.poll() is None
-            time.sleep(0.05)
-        self.url = f"http://127.0.0.1:{(folder / 'port').read_text()}/v1"
-
-    def events(self):
-        if not (self.folder / "log.jsonl").exists():
-            return []
-        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-    def asked(self):
-        return Counter(event["key"] for event in self.events() if event["event"] == "asked")
-
-    def asked_after_answer(self):
-        """Questions that came once more after their answer had been handed over."""
-        answered, again = set(), []
-        for event in self.events():
-            if event["event"] == "answered":
-                answered.add(event["key"])
-            elif event["event"] == "asked" and event["key"] in answered:
-                again.append(event["key"])
-        return again
 
 
 @pytest.fixture
@@ -60,8 +39,7 @@ def serve(tmp_path):
 
         def serve(*options, name="server"):
             server = Server(tmp_path / name, *options)
-            stack.callback(server.process.wait)
-            stack.callback(server.process.kill)
+            stack.callback(server.stop)
             return server
 
         yield serve
@@ -90,13 +68,36 @@ def command(source, output, url, *options):
     return [*map(str, given), *(["--base-url", url] if url else []), *map(str, options)]
 
 
-def inf_ir(*arguments, key=KEY, server=None, **more):
-    given = {"COLUMNS": "200", "OPENAI_API_KEY": key, "OPENAI_BASE_URL": server}
-    environment = {name: value for name, value in (os.environ | given).items() if value is not None}
-    return subprocess.run(
-        [sys.executable, "-m", "dataset_builder.cli", *map(str, arguments)],
-        capture_output=True, text=True, env=environment, timeout=300, **more,
-    )  # fmt: skip
+def environment(key=KEY, server=None):
+    values = os.environ | {"COLUMNS": "200", "OPENAI_API_KEY": key, "OPENAI_BASE_URL": server}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def inf_ir(*arguments, **variables):
+    """Run the command in this process."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", ["inf-ir", *map(str, arguments)]),
+        mock.patch.dict(os.environ, environment(**variables), clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def start(*arguments, **options):
+    """Start the command in a process of its own, to be killed."""
+    command = [sys.executable, "-m", "dataset_builder.cli", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, **options)
+
+
+def kill(process):
+    process.kill()
+    process.wait()
 
 
 def report(output):
@@ -125,8 +126,7 @@ def clean_build(tmp_path_factory, pairs):
         assert result.returncode == 0, result.stderr
         yield folder / "out", server, result
     finally:
-        server.process.kill()
-        server.process.wait()
+        server.stop()
 
 
 def test_a_build_writes_records_a_report_and_how_every_pair_ended(clean_build, pairs):
@@ -192,9 +192,8 @@ def test_a_build_killed_20_times_ends_in_the_same_bytes(clean_build, serve, pair
     server = serve("--latency", "0.1")
     output = tmp_path / "out"
     arguments = command(pairs(40), output, server.url, "--concurrency", "6")
-    environment = os.environ | {"OPENAI_API_KEY": KEY}
     worker = [sys.executable, HERE / "build_and_die.py", "20", "7", *arguments]
-    result = subprocess.run(worker, capture_output=True, text=True, env=environment, timeout=300)
+    result = subprocess.run(worker, capture_output=True, text=True, env=environment(), timeout=300)
     assert result.returncode == 0, result.stderr
     assert "ended early: 0" in result.stdout
     assert dataset_bytes(output) == dataset_bytes(clean_build[0])
@@ -208,14 +207,10 @@ def test_a_kill_after_every_answer_is_kept_repeats_nothing(serve, pairs, tmp_pat
     """One request at a time: what the ledger holds when the process dies is never asked again."""
     server = serve("--latency", "0.02")
     output = tmp_path / "out"
-    arguments = [sys.executable, "-m", "dataset_builder.cli", *command(pairs(40), output, server.url, "--concurrency", "1")]
-    for _ in range(2):
-        process = subprocess.Popen(arguments, env=os.environ | {"OPENAI_API_KEY": KEY}, stdout=subprocess.DEVNULL)
-        count = len(server.events())
-        while len(server.events()) < count + 60:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for answers in (30, 60):
+        process = start(*command(pairs(40), output, server.url, "--concurrency", "1"))
+        server.wait_for("answered", answers)
+        kill(process)
     assert inf_ir(*command(pairs(40), output, server.url)).returncode == 0
     assert len(server.asked_after_answer()) <= 2  # at most the one in flight at each death
 
@@ -223,12 +218,8 @@ def test_a_kill_after_every_answer_is_kept_repeats_nothing(serve, pairs, tmp_pat
 def test_ctrl_c_keeps_what_is_in_flight(serve, pairs, tmp_path):
     server = serve("--latency", "0.3")
     output = tmp_path / "out"
-    arguments = [sys.executable, "-m", "dataset_builder.cli", *command(pairs(40), output, server.url)]
-    process = subprocess.Popen(
-        arguments, env=os.environ | {"OPENAI_API_KEY": KEY}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    while len(server.events()) < 20:
-        time.sleep(0.02)
+    process = start(*command(pairs(40), output, server.url), stderr=subprocess.PIPE, text=True)
+    server.wait_for("asked", 20)
     process.send_signal(signal.SIGINT)
     assert "goes on from here" in process.communicate()[1]
     assert process.returncode == 2
@@ -277,11 +268,12 @@ def test_a_wrong_key_and_an_unknown_model_stop_the_run_at_once(serve, pairs, tmp
     assert "OPENAI_API_KEY" in only_error(result)
 
 
-def test_a_server_that_is_not_there_stops_the_run(pairs, tmp_path):
+def test_a_server_that_is_not_there_stops_the_run(pairs, tmp_path, monkeypatch):
     """Named by the option, or in the environment as for the ``openai`` client."""
+    monkeypatch.setattr(transport, "MAX_RETRIES", 1)
     url = "http://127.0.0.1:9/v1"
-    for option, environment in ((url, None), (None, url)):
-        result = inf_ir(*command(pairs(40), tmp_path / "out", option), server=environment)
+    for option, variable in ((url, None), (None, url)):
+        result = inf_ir(*command(pairs(40), tmp_path / "out", option), server=variable)
         assert f"{url} does not answer" in only_error(result)
 
 
@@ -289,8 +281,13 @@ def test_a_full_disk_is_one_clear_line_and_the_build_goes_on_later(clean_build, 
     server = serve()
     output = tmp_path / "out"
     # A file may grow to 100 kB: the write-ahead log runs into that, as into the end of a disk.
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
-    line = only_error(inf_ir(*command(pairs(40), output, server.url), preexec_fn=limit))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        result = inf_ir(*command(pairs(40), output, server.url))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = only_error(result)
     assert "ledger.sqlite" in line
     assert "run again" in line
     asked = sum(server.asked().values())
@@ -343,16 +340,12 @@ def test_bad_input_is_one_clear_line(clean_build, pairs, tmp_path):
 def test_two_runs_in_one_folder_are_refused(serve, pairs, tmp_path):
     server = serve("--latency", "60")  # the first is at work until it is killed, however slowly the second starts
     arguments = command(pairs(40), tmp_path / "out", server.url, "--timeout", "90")
-    first = subprocess.Popen(
-        [sys.executable, "-m", "dataset_builder.cli", *arguments], env=os.environ | {"OPENAI_API_KEY": KEY}
-    )
+    first = start(*arguments)
     try:
-        while not server.events():
-            time.sleep(0.05)
+        server.wait_for("asked")
         assert "another run is at work" in only_error(inf_ir(*arguments))
     finally:
-        first.kill()
-        first.wait()
+        kill(first)
 
 
 def test_neither_keys_nor_passages_reach_logs_or_ledger(clean_build, pairs):
@@ -419,8 +412,12 @@ def test_duplicates_are_rejected_before_anything_is_paid(serve, pairs, tmp_path)
 def test_tasks_of_an_executor_make_the_same_dataset(kind, clean_build, serve, pairs, tmp_path):
     server = serve()
     output = tmp_path / "out"
-    result = inf_ir(*command(pairs(40), output, server.url, "--executor", kind, "--tasks", "4", "--workers", "2"))
-    assert result.returncode == 0, result.stderr[-3000:]
+    process = start(
+        *command(pairs(40), output, server.url, "--executor", kind, "--tasks", "4", "--workers", "2"),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    printed = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, printed[-3000:]
     assert dataset_bytes(output) == dataset_bytes(clean_build[0])
     assert sum(server.asked().values()) == 240
     passages = [json.loads(line)["passage"][:40] for line in pairs(40).open(encoding="utf-8")]
@@ -429,7 +426,7 @@ def test_tasks_of_an_executor_make_the_same_dataset(kind, clean_build, serve, pa
             assert KEY.encode() not in path.read_bytes(), path
     logs = "".join(path.read_text(encoding="utf-8") for path in (output / "work" / "logs").rglob("*") if path.is_file())
     assert logs
-    assert not [passage for passage in passages if passage in logs + result.stderr]
+    assert not [passage for passage in passages if passage in logs + printed]
 
 
 def test_a_killed_worker_leaves_only_its_own_task_to_finish(clean_build, serve, pairs, tmp_path):
@@ -438,13 +435,7 @@ def test_a_killed_worker_leaves_only_its_own_task_to_finish(clean_build, serve, 
     arguments = command(
         pairs(40), output, server.url, "--executor", "local", "--tasks", "4", "--workers", "1", "--concurrency", "3"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dataset_builder.cli", *arguments],
-        env=os.environ | {"OPENAI_API_KEY": KEY},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start(*arguments, stderr=subprocess.DEVNULL, start_new_session=True)
     done = output / "work" / "logs" / "completions"
     while not (done / "00001").exists():
         assert process.poll() is None
@@ -469,14 +460,10 @@ def test_the_batch_api_is_submitted_to_once_even_if_the_run_is_killed(clean_buil
     output = tmp_path / "out"
     (server.folder / "hold").touch()  # jobs do not end while this is there
     arguments = command(pairs(40), output, server.url, "--batch", "--batch-poll", "0.2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dataset_builder.cli", *arguments], env=os.environ | {"OPENAI_API_KEY": KEY}
-    )
-    while not any(event["event"] == "submitted" for event in server.events()):
-        time.sleep(0.05)
+    process = start(*arguments)
+    server.wait_for("submitted")
     time.sleep(0.5)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill(process)
     (server.folder / "hold").unlink()
     result = inf_ir(*arguments)
     assert result.returncode == 0, result.stderr
@@ -492,13 +479,9 @@ def test_a_batch_whose_id_never_arrived_is_found_by_its_tag(serve, pairs, tmp_pa
     (server.folder / "hold").touch()
     (server.folder / "die").touch()  # the job is created, and the connection breaks before its id is told
     arguments = command(pairs(5), output, server.url, "--batch", "--batch-poll", "0.2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dataset_builder.cli", *arguments], env=os.environ | {"OPENAI_API_KEY": KEY}
-    )
-    while not any(event["event"] == "submitted" for event in server.events()):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start(*arguments)
+    server.wait_for("submitted")
+    kill(process)
     submitted = sum(event["event"] == "submitted" for event in server.events())
     (server.folder / "hold").unlink()
     (server.folder / "die").unlink()
@@ -518,6 +501,40 @@ def test_the_ledger_gives_back_what_it_was_given(tmp_path):
         assert ledger.answer("no") is None
         assert [outcome.position for outcome in ledger.outcomes()] == [1, 3, 5]
         assert ledger.totals() == {"m": {"requests": 200, "prompt_tokens": 200, "completion_tokens": 400, "cost": 100.0}}
-        await ledger.close()
+        ledger.close()
 
     asyncio.run(fill())
+
+
+def test_the_builder_works_where_an_event_loop_runs_already(clean_build, serve, pairs, tmp_path):
+    """As in a notebook: the command, the functions that it is made of, and a function that fails."""
+    server = serve()
+    output, labels = tmp_path / "out", tmp_path / "labels.jsonl"
+    records = load_records("mini", "validation").select(range(4))
+    settings = Settings(str(pairs(40)))
+
+    async def fail():
+        raise ValueError("from inside")
+
+    async def notebook():
+        result = inf_ir(*command(pairs(40), output, server.url))
+        assert result.returncode == 0, result.stderr
+        assert export(output, settings, Prices())["kept"] == report(clean_build[0])["kept"]
+        assert inf_ir("repair", output).returncode == 0
+        assert repair_ledger(output / "work" / "ledger.sqlite")[0] == 240
+        failed = judge_with_server(records, "gpt-4o", labels, base_url=server.url, limits=Limits(), prices=Prices())
+        with pytest.raises(ValueError, match="from inside"):
+            run_sync(fail)
+        return failed
+
+    assert asyncio.run(notebook()) == 0
+    assert dataset_bytes(output) == dataset_bytes(clean_build[0])
+    assert len(labels.read_text(encoding="utf-8").splitlines()) == 12
+
+
+def test_an_executor_without_datatrove_says_what_to_install(pairs, tmp_path, monkeypatch):
+    monkeypatch.delattr("dataset_builder.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "dataset_builder.cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "datatrove.executor.base", None)
+    line = only_error(inf_ir(*command(pairs(5), tmp_path / "out", "http://127.0.0.1:9/v1", "--executor", "local")))
+    assert "--executor needs datatrove: pip install 'sentence-transformers-inf[scale]'" in line

@@ -3,29 +3,32 @@
 import asyncio
 import importlib.util
 import json
-import subprocess
-import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from dataset_builder import stages
-from dataset_builder.agreement import agreement, cohen_kappa, read_labels
-from dataset_builder.client import Prices, connect
-from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs
+from dataset_builder.agreement import agreement, read_labels
+from dataset_builder.checks import check_records
+from dataset_builder.ledger import Ledger
+from dataset_builder.prices import Prices
+from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs, words
 from dataset_builder.sources import SourceError, read_pairs
+from dataset_builder.transport import LiveTransport, connect
 from sentence_transformers_inf import load_records
 from sentence_transformers_inf.records import INSTRUCTION_TYPES
 from tests.test_builder import inf_ir
+from tests.tiny_judges import write_judges
 
 PAIRS = [{"id": f"p{n}", "query": f"query {n}", "passage": f"passage {n}"} for n in range(20)]
 
@@ -38,33 +41,36 @@ def write_json_lines(path, rows):
 # The client
 
 
-def test_as_many_requests_are_in_flight_as_the_run_allows():
+def test_as_many_requests_are_in_flight_as_the_run_allows(tmp_path):
     """aiohttp's own limit is 100; this server answers nobody until 150 have asked."""
+    completion = {"choices": [{"message": {"content": "{}"}}]}
 
     async def run():
         asked, everyone = [], asyncio.Event()
 
-        async def answer(request):
+        async def complete(request):
             asked.append(request)
             if len(asked) == 150:
                 everyone.set()
             await everyone.wait()
-            return web.json_response({})
+            return web.json_response(completion)
 
         app = web.Application()
-        app.router.add_post("/v1/answer", answer)
+        app.router.add_post("/v1/chat/completions", complete)
         runner = web.AppRunner(app)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=256)
-        await site.start()
-        port = site._server.sockets[0].getsockname()[1]
-        async with connect(f"http://127.0.0.1:{port}/v1", 60) as client:
-            requests = [client.post("/answer", cast_to=httpx2.Response, body={}) for _ in range(150)]
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=256).start()
+        host, port = runner.addresses[0]
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        async with connect(f"http://{host}:{port}/v1", 60, 150) as client:
+            transport = LiveTransport(client, ledger, Prices(free=True))
+            requests = [transport.send(str(number), "m", {"model": "m", "messages": []}) for number in range(150)]
             answers = await asyncio.wait_for(asyncio.gather(*requests), 30)
+        ledger.close()
         await runner.cleanup()
         return answers
 
-    assert [response.status_code for response in asyncio.run(run())] == [200] * 150
+    assert [answer.content for answer in asyncio.run(run())] == ["{}"] * 150
 
 
 # Sources
@@ -163,6 +169,67 @@ def test_a_bad_tuple_is_rejected_for_its_reason(column, value, reason):
     assert tuple_problem(record) == reason
 
 
+# Chinese and Japanese, Thai, Lao, Khmer and Burmese: sentences of about thirty characters and no spaces
+UNSPACED = {
+    "zh": "糖尿病患者每天应当检查血糖并且在饭前半小时按照医生的要求注射胰岛素",
+    "ja": "このページではひらがなとカタカナを使って日本の電車の乗り方を説明します",
+    "th": "ผู้ป่วยเบาหวานควรตรวจระดับน้ำตาลในเลือดทุกวันก่อนรับประทานอาหารเช้า",
+    "lo": "ຄົນເຈັບເບົາຫວານຄວນກວດລະດັບນ້ຳຕານໃນເລືອດທຸກໆມື້ກ່ອນກິນເຂົ້າ",
+    "km": "អ្នកជំងឺទឹកនោមផ្អែមគួរពិនិត្យជាតិស្ករក្នុងឈាមជារៀងរាល់ថ្ងៃមុនពេលបរិភោគ",
+    "my": "ဆီးချိုသွေးချိုရောဂါသည်များသည်နေ့စဉ်သွေးတွင်းသကြားဓာတ်ကိုစစ်ဆေးသင့်သည်",
+}
+
+
+def unspaced_tuple(text):
+    """A good tuple of a script that is written without spaces: its characters in six orders."""
+    found = words(text)
+    assert len(found) > 25
+
+    def order(seed):
+        return "".join(np.random.default_rng(seed).permutation(found))
+
+    return {
+        "query_positive": order(0)[:12],
+        "query_negative": order(1)[:12],
+        "instruction_positive": order(2)[:20],
+        "instruction_negative": order(3)[:20],
+        "document": order(4) * 2,
+        "hard_negative_document_1": order(5) * 2,
+        "hard_negative_document_2": order(6) * 2,
+    }
+
+
+@pytest.mark.parametrize("text", UNSPACED.values(), ids=UNSPACED)
+def test_scripts_without_spaces_are_checked_by_their_characters(text):
+    record = unspaced_tuple(text)
+    assert tuple_problem(record) is None
+    document = words(record["document"])
+    for count, problem in ((14, None), (15, "quotes a passage: instruction_positive")):  # three characters to a word
+        quoted = record | {"instruction_positive": record["instruction_positive"] + " " + "".join(document[2 : 2 + count])}
+        assert tuple_problem(quoted) == problem
+    assert tuple_problem(record | {"instruction_negative": "".join(document[:4])}) == "wrong length: instruction_negative"
+    assert tuple_problem(record | {"instruction_negative": text * 20}) == "wrong length: instruction_negative"
+    short = record | {"hard_negative_document_2": "".join(document[:8])}
+    assert tuple_problem(short) == "wrong length: hard_negative_document_2"
+    duplicates = Duplicates()
+    assert duplicates.add("first", record["document"]) is None
+    assert duplicates.add("second", record["document"] + document[0]) == ("near duplicate", "first")
+
+
+def test_texts_of_an_evaluation_set_are_found_in_scripts_without_spaces():
+    text = UNSPACED["zh"]
+    records = [dict(record) for record in load_records("mini", "validation").select(range(2))]
+    for record, quoted in zip(records, (text[:24], text[:23])):  # eight words, and not quite
+        record["instruction_positive"] = f"Only pages with {quoted} in them, please."
+    report = check_records({"train": Dataset.from_list(records)}, [text])
+    assert report.errors == {"8 words of an evaluation text": 1}
+    assert report.examples["8 words of an evaluation text"] == [f"train/{records[0]['id']}"]
+
+
+def test_words_of_a_mixed_text():
+    assert words("Über 5G网络, เก่า naïve हिन्दी x_1") == ["über", "5g", "网", "络", "เ", "ก่", "า", "naïve", "हिन्दी", "x_1"]
+
+
 def test_near_duplicates_are_found_and_others_are_not():
     duplicates = Duplicates()
     passages = [record["document"] for record in load_records("mini", "validation")]
@@ -219,20 +286,39 @@ def test_prices_come_from_the_command_line_the_file_and_the_table_in_this_order(
         Prices().cost("other", 1, 1)
     for bad in ("x", "x=1", "x=1,b", "=1,2", "x=-1,2"):
         with pytest.raises(ValueError, match="expected MODEL=INPUT,OUTPUT"):
-            Prices(given=[bad])
+            Prices(overrides=[bad])
 
 
 # Agreement
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=60))
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=2, max_size=60))
 def test_kappa_is_scikit_learns(pairs):
-    first, second = (np.array(side) for side in zip(*pairs))
-    ours = cohen_kappa(first, second, 4)
-    if len(set(first) | set(second)) > 1:
-        assert ours == pytest.approx(cohen_kappa_score(first, second))
+    human, model = (dict(enumerate(side)) for side in zip(*pairs))
+    entry = agreement({"human": human, "model": model}, ["human"])[0]
+    if len(set(human.values()) | set(model.values())) > 1:
+        assert entry.kappa == pytest.approx(cohen_kappa_score(list(human.values()), list(model.values())))
     else:
-        assert ours == 1.0
+        assert (entry.kappa, entry.low, entry.high) == (1.0, 1.0, 1.0)
+
+
+def test_the_interval_is_that_of_scikit_learns_kappas_of_resamples():
+    generator = np.random.default_rng(1)
+    truth = generator.integers(3, size=30)
+    model = np.where(generator.random(30) < 0.3, generator.integers(3, size=30), truth)
+    labels = {name: dict(enumerate(map(str, codes))) for name, codes in (("human", truth), ("model", model))}
+    entry = agreement(labels, ["human"], seed=5)[0]
+    draws = np.random.default_rng(5).integers(30, size=(1000, 30))
+    kappas = [cohen_kappa_score(truth[draw], model[draw]) for draw in draws]
+    assert (entry.low, entry.high) == pytest.approx(tuple(np.percentile(kappas, [2.5, 97.5])))
+
+
+def test_items_that_only_one_annotator_labelled_do_not_count():
+    labels = {"human": {"1": "A", "2": "B"}, "model": {"2": "B", "3": "A"}, "other": {"3": "A"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # resamples without the one shared item
+        (entry,) = agreement(labels, ["human"])
+    assert (entry.annotator, entry.kappa, entry.items) == ("model", 1.0, 1)
 
 
 def test_agreement_is_the_mean_over_humans_and_ranks_the_judges(tmp_path):
@@ -282,29 +368,28 @@ def gguf():
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def test_three_real_pairs_go_through_all_stages_on_a_real_model(gguf, tmp_path):
-    rows = [
-        {"id": record["id"], "query": record["query_positive"], "passage": record["document"]}
-        for record in sorted(load_records("mini", "train"), key=lambda record: len(record["document"]))[:3]
-    ]
-    pairs, reports = write_json_lines(tmp_path / "pairs.jsonl", rows), []
-    for seed in range(4):  # so small a model may lose itself in all three; how often depends on the CPU's rounding
-        output = tmp_path / f"out-{seed}"
-        result = inf_ir("build", "--pairs", pairs, "--output", output, "--local", gguf, "--max-failed", 1, "--seed", seed)
+def test_a_real_pair_goes_through_all_stages_on_a_real_model(gguf, tmp_path):
+    shortest = sorted(load_records("mini", "train"), key=lambda record: len(record["document"]))
+    reports = []
+    for record in shortest[1:9]:  # so small a model may lose itself in one; in which depends on the CPU's rounding
+        row = {"id": record["id"], "query": record["query_positive"], "passage": record["document"]}
+        pairs, output = write_json_lines(tmp_path / f"{row['id']}.jsonl", [row]), tmp_path / row["id"]
+        result = inf_ir("build", "--pairs", pairs, "--output", output, "--local", gguf, "--max-failed", 1)
         assert result.returncode == 0, result.stderr
         reports.append(report := json.loads((output / "report.json").read_text(encoding="utf-8")))
-        assert report["kept"] + report["rejected"] + report["failed"] == 3
+        assert report["kept"] + report["rejected"] + report["failed"] == 1
         assert report["cost"] == 0
         (usage,) = report["usage"].values()
-        assert usage["requests"] >= 6  # instruct and poison at least; structured output holds a tiny model to the form
+        assert usage["requests"] >= 1
         if report["rejected"]:
+            assert usage["requests"] >= 3  # instruct, poison and write; structured output holds a tiny model to the form
             break
-    assert reports[-1]["rejected"] >= 1, reports
+    assert reports[-1]["rejected"] == 1, reports
 
 
-def test_a_cross_encoder_and_a_reranker_judge_records(tmp_path, gguf):
+def test_a_cross_encoder_and_a_reranker_judge_records(tmp_path):
     folder = tmp_path / "models"
-    subprocess.run([sys.executable, Path(__file__).parent / "tiny_judges.py", folder], check=True)
+    write_judges(folder)
     labels = tmp_path / "labels.jsonl"
     allowed = {"document", "hard_negative_document_1", "hard_negative_document_2", "several", "none"}
     for kind in ("cross-encoder", "reranker"):

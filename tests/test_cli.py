@@ -112,22 +112,85 @@ def test_an_unknown_option_is_status_2():
     assert "--outputs" in err
 
 
-def test_a_model_is_trained_and_measured_from_the_command_line(tiny, tmp_path):
+@pytest.fixture
+def data(tmp_path):
     records = load_records("mini", "train")
-    write(tmp_path / "train.jsonl", *records.select(range(8)))
-    write(tmp_path / "test.jsonl", *records.select(range(8, 12)))
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.jsonl", *records.select(range(8)))
+    write(tmp_path / "data" / "test.jsonl", *records.select(range(8, 12)))
+    return tmp_path / "data"
+
+
+def test_a_model_is_trained_and_measured_from_the_command_line(tiny, data, tmp_path):
     model = tmp_path / "model"
-    train = ("inf-embed", "train", "--base", tiny, "--data", tmp_path, "--output", model, "--epochs", 1, "--batch-size", 4)
-    code, out, _ = call(*train, "--frozen-layers", 0)
-    assert code == 0
+    train = ("inf-embed", "train", "--base", tiny, "--data", data, "--output", model, "--epochs", 1, "--batch-size", 4)
+    code, out, err = call(*train, "--frozen-layers", 0)
+    assert code == 0, err[-2000:]
     assert str(model) in out
+    assert "BertModel; mean pooling; padding on the right; " in out
+    assert not list(model.glob("checkpoint-*")), "what only resuming needs is gone"
     assert encoder_of(load_instruction_model(model))[0].template == "{query} [SEP] {instruction}"
-    code, out, _ = call("inf-embed", "evaluate", model, "--data", tmp_path)
+    code, out, _ = call("inf-embed", "evaluate", model, "--data", data)
     assert code == 0
     assert "(test), 4 records" in " ".join(out.split())  # a long path breaks the line
     code, _, err = call(*train, "--frozen-layers", 0)
     assert code == 2
     assert "holds a finished model" in error_line(err)
+
+
+def test_arguments_come_from_a_file_and_the_command_line_counts_before_it(tiny, data, tmp_path):
+    """Ours and the host's, of every type, as fields of the same dataclass."""
+    config = tmp_path / "recipe.yaml"
+    config.write_text(
+        f"base: {tiny}\ndata: {data}\nobjective: uni_P\nlearning_rate: 1.0e-3\nnum_train_epochs: 3\nbf16: false\n"
+        "gradient_accumulation_steps: 2\nlr_scheduler_type: cosine\nfrozen_layers: 0\nmax_records: 4\n"
+    )
+    words = ("--output", tmp_path / "model", "--num-train-epochs", 1, "--weight-decay", 0.01, "--report-to", "none")
+    code, _, err = call("inf-embed", "train", "--config", config, *words)
+    assert code == 0, err[-2000:]
+    recipe = json.loads((tmp_path / "model" / "recipe.json").read_text())
+    assert recipe["records"] == 4
+    expected = {"objective": "uni_P", "learning_rate": 1e-3, "num_train_epochs": 1, "bf16": False, "weight_decay": 0.01}
+    expected |= {"gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "frozen_layers": 0}
+    assert {name: recipe["settings"].get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "there is no argument 'epoch'"),
+        ("[1, 2]", "expected arguments by name"),
+        ("a: [", "not valid YAML"),
+        (None, "no such file"),
+    ],
+)
+def test_mistakes_in_a_configuration_are_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "recipe.yaml").write_text(text)
+    code, _, err = call("inf-embed", "train", "--config", tmp_path / "recipe.yaml", "--output", tmp_path / "m")
+    assert code == 2
+    assert message in error_line(err)
+    assert "recipe.yaml" in error_line(err)
+    assert not (tmp_path / "m").exists()
+
+
+def test_help_lists_our_arguments_and_all_of_them():
+    code, out, _ = call("inf-embed", "train", "--help")
+    assert code == 0
+    for words in ("--epochs", "--num-train-epochs", "--objective", "--update", "--config", "--help-all"):
+        assert words in out
+    assert "--adam-beta1" not in out
+    code, out, _ = call("inf-embed", "train", "--help-all")
+    assert code == 0
+    assert "--adam-beta1" in out
+    assert "--objective" in out
+
+
+def test_a_value_that_cannot_be_is_one_line(tmp_path):
+    code, _, err = call("inf-embed", "train", "--output", tmp_path / "m", "--epochs", "many")
+    assert code == 2
+    assert "invalid float value: 'many'" in error_line(err)
+    assert not (tmp_path / "m").exists()
 
 
 def test_rankings_that_flip_are_shown_with_what_each_model_prefers():
@@ -150,7 +213,7 @@ def test_rankings_that_flip_are_shown_with_what_each_model_prefers():
 
 def test_the_demo_shows_what_was_learned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = call("inf-embed", "demo", "--max-records", 16, "--output", "trained")
+    code, out, _ = call("inf-embed", "demo", "--records", 16, "--output", "trained")
     assert code == 0
     assert "base model" in out
     assert "nDCG@10, plain queries" in out
@@ -161,3 +224,6 @@ def test_the_demo_shows_what_was_learned(tmp_path, monkeypatch):
     card = (tmp_path / "trained" / "README.md").read_text(encoding="utf-8")
     assert "| p-MRR | 2.9 |" in card
     assert "| exclusion |" in card
+    code, _, err = call("inf-embed", "demo", "--records", 16, "--output", "trained")
+    assert code == 2
+    assert "holds a finished model" in error_line(err)

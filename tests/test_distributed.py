@@ -35,23 +35,26 @@ def test_two_processes_agree_with_one(base, tmp_path, objective, cached, data):
         assert torch.allclose(together["gradients"][name], gradient, rtol=0, atol=1e-9), name
 
 
-def test_torchrun_trains_as_one_process_does(base, few_records, tmp_path):
+def test_torchrun_trains_as_one_process_does(tiny, few_records, tmp_path):
     """The same records a step, two processes with half of them each: the same weights."""
     few_records.to_parquet(tmp_path / "data" / "train.parquet")
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from sentence_transformers_inf.training import train\n"
-        "train(sys.argv[1], sys.argv[2], sys.argv[3], batch_size=int(sys.argv[4]), epochs=5, dropout=0.0, warmup=0.0,\n"
-        "      learning_rate=1e-4, evaluations=1, bf16=False, show_progress=False)\n"
+        "from sentence_transformers_inf import InstructionTrainer, InstructionTrainingArguments, load_records\n"
+        "args = InstructionTrainingArguments(output_dir=sys.argv[3], per_device_train_batch_size=int(sys.argv[4]),\n"
+        "    num_train_epochs=5, dropout=0.0, warmup_steps=0, learning_rate=1e-3, evaluations=1, bf16=False,\n"
+        "    frozen_layers=1, disable_tqdm=True, report_to='none')\n"
+        "records = load_records(sys.argv[1])\n"
+        "InstructionTrainer(sys.argv[2], args, records, records).train()\n"
     )
-    arguments = [str(script), str(tmp_path / "data"), base]
+    arguments = [str(script), str(tmp_path / "data"), tiny]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for launcher, name, batch_size in (([sys.executable], "one", "4"), (torchrun, "two", "2")):
         command = [*launcher, *arguments, str(tmp_path / name), batch_size]
         subprocess.run(command, check=True, timeout=300, env=environment)
-    before = load_file(Path(base) / "model.safetensors")
+    before = load_file(Path(tiny) / "model.safetensors")
     for encoder in ("instructed_0_Transformer", "base_0_Transformer"):
         one, two = (load_file(tmp_path / name / encoder / "model.safetensors") for name in ("one", "two"))
         assert one.keys() == two.keys()
@@ -59,3 +62,19 @@ def test_torchrun_trains_as_one_process_does(base, few_records, tmp_path):
             if not name.endswith("attention.self.key.bias"):  # its gradient is rounding noise
                 assert torch.allclose(one[name], two[name], rtol=0, atol=2e-5), name
         assert any((one[name] - before[name]).abs().max() > 1e-4 for name in one if name in before)
+
+
+def test_processes_claim_a_folder_once_and_refuse_together(tiny, few_records, tmp_path):
+    """Every process ends with the one line, none waits for another for ever."""
+    few_records.to_parquet(tmp_path / "data" / "train.parquet")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
+    command += ["sentence_transformers_inf.cli", "train", "--base", tiny, "--data", str(tmp_path / "data")]
+    command += ["--output", str(tmp_path / "thesis"), "--frozen-layers", "1", "--report-to", "none"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("is not empty and holds no run of this recipe") == 2
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]

@@ -15,7 +15,7 @@ from dataset_builder.checks import check_records
 from dataset_builder.inf_ir import InFIR, split_of
 from dataset_builder.publish import build_splits, dataset_card
 from sentence_transformers_inf import load_records, load_rows
-from sentence_transformers_inf.records import is_on_hub, revision_of
+from sentence_transformers_inf.records import is_on_hub, source_of
 from tests.commands import call, error_line
 from tests.hub import TOKEN, WITHOUT_PACKAGE
 
@@ -61,9 +61,12 @@ def test_a_dataset_is_private_unless_public_is_asked_for(connected, mini_on_hub,
 def test_load_records_reads_what_was_published(connected, mini_on_hub):
     records = load_records(mini_on_hub, "validation")
     assert len(records) == 81
-    assert revision_of(records) == HfApi().dataset_info(mini_on_hub).sha
+    source = source_of(records.select(range(3)))
+    assert (source.name, source.on_hub) == (mini_on_hub, True)
+    assert source.revision == HfApi().dataset_info(mini_on_hub).sha
     assert is_on_hub(mini_on_hub)
-    assert revision_of(load_records("mini", "validation")) is None
+    bundled = source_of(load_records("mini", "validation"))
+    assert (bundled.name, bundled.on_hub, bundled.revision) == ("mini", False, None)
     assert not is_on_hub("mini")
     streamed = load_rows(mini_on_hub, "validation", limit=4)
     assert streamed.to_list() == load_rows(mini_on_hub, "validation").to_list()[:4]

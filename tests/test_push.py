@@ -165,7 +165,7 @@ def test_no_token_or_key_reaches_a_log_an_exception_or_a_file(hub, pushed, tiny,
             ["inf-ir", "publish", "mini", "--repo", "user/mini"],
             ["inf-ir", "publish", "mini", "--repo", "stranger/mini"],
             [*train, "--data", data, "--output", "model", "--epochs", 0.5, "--batch-size", 4],
-            [*train, "--output", "none", "--push-to-hub", "stranger/none"],
+            [*train, "--output", "none", "--push-to-hub", "--hub-model-id", "stranger/none"],
             ["inf-embed", "evaluate", "model", "--data", data],
             ["inf-embed", "evaluate", "user/none"],
             ["inf-embed", "evaluate", "model", "--data", "user/none"],
@@ -203,7 +203,9 @@ def test_attention_adapters_and_towers_come_back_from_the_hub(
 ):
     train = ["inf-embed", "train", "--base", tiny, "--data", pushed.parent / "data", "--batch-size", 4, "--epochs", 1]
     repo, output = f"user/{name}", tmp_path / name
-    status, _, err = call(*train, "--frozen-layers", 0, "--output", output, "--push-to-hub", repo, *options)
+    status, _, err = call(
+        *train, "--frozen-layers", 0, "--output", output, "--push-to-hub", "--hub-model-id", repo, *options
+    )
     assert status == 0, err[-3000:]
     connected.connect(monkeypatch, tmp_path / "elsewhere")
     expected = load_instruction_model(output).encode_query([*PAIRS, "sky"])

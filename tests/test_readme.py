@@ -5,26 +5,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_readme_has_its_snippets_and_commands():
+def test_the_readme_is_short_and_has_its_snippets_and_commands():
+    assert len(README.splitlines()) <= 130
     assert len(SNIPPETS) == 2
     assert "make demo" in README
     assert "make test" in README
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_a_snippet_runs_as_printed(number, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SNIPPETS[number]], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    if "similarity" in SNIPPETS[number]:
-        assert done.stdout.count("[") == 4  # a 3×2 tensor
+def test_the_snippets_run_as_printed_one_after_the_other(tmp_path):
+    """The first one trains the model that the second one loads."""
+    for snippet in SNIPPETS:
+        done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("[") == 4  # a 3×2 tensor
 
 
 def test_the_card_s_snippet_runs_as_printed(tmp_path, base):

@@ -1,7 +1,4 @@
-"""Writes a randomly initialised cross-encoder and causal language model into a folder: ``python tiny_judges.py FOLDER``."""
-
-import sys
-from pathlib import Path
+"""A randomly initialised cross-encoder and causal language model."""
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -16,9 +13,9 @@ from transformers import (
 from sentence_transformers_inf import load_records
 
 
-def main() -> None:
+def write_judges(folder):
+    """Save the models into ``folder/cross-encoder`` and ``folder/reranker``."""
     torch.manual_seed(0)
-    folder = Path(sys.argv[1])
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "true", "false"]
@@ -33,7 +30,3 @@ def main() -> None:
     for name, model in (("cross-encoder", bert), ("reranker", llama)):
         model.save_pretrained(folder / name)
         fast.save_pretrained(folder / name)
-
-
-if __name__ == "__main__":
-    main()

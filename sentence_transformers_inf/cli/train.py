@@ -25,10 +25,15 @@ def train(context: typer.Context) -> None:
         _print_help(everything="--help-all" in context.args)
         return
     from sentence_transformers_inf.corpora import load_training_data
+    from sentence_transformers_inf.hub.errors import claim_repo
     from sentence_transformers_inf.training import InstructionTrainer
     from sentence_transformers_inf.training.encoders import describe, hardware
 
     script, args = parse(context.args)
+    if args.push_to_hub:  # a refusal now and not after the training
+        if args.hub_model_id is None:
+            raise ValueError("--push-to-hub needs --hub-model-id user/name")
+        claim_repo(args.hub_model_id, "model", public=args.hub_private_repo is False, token=args.hub_token)
     records, validation = load_training_data(script.data, script.max_records)
     trainer = InstructionTrainer(script.base, args, records, validation)
     is_main = trainer.is_world_process_zero()
@@ -96,7 +101,7 @@ def _parser() -> Any:
     from sentence_transformers_inf.training import InstructionTrainingArguments
     from sentence_transformers_inf.training.arguments import ScriptArguments
 
-    class Parser(HfArgumentParser):  # type: ignore[misc]
+    class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise ValueError(f"{message} (inf-embed train --help lists the arguments)")
 

@@ -75,6 +75,9 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
         adapter["mib"] = sum(path.stat().st_size for path in weights) / 2**20
     name = folder.resolve().name if name is None else name
     recipe, results = read_recipe(folder) or {}, _read(folder / RESULTS_FILE)
+    settings = recipe.get("settings", {})
+    if "passage_embeddings" in settings:
+        settings["passage_embeddings"] = Path(settings["passage_embeddings"]).name
     base, data = (_shown(recipe.get(key), recipe.get(f"{key}_on_hub", False)) for key in ("base", "data"))
     card = ModelCard.from_template(
         card_data=_metadata(name, base, data, recipe, results),

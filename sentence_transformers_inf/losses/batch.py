@@ -163,7 +163,7 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
     answers[torch.arange(len(positive)), positive] = False
 
     return Plan(
-        pairs=list(pair_number),
+        pairs=list(dict.fromkeys([*rows[own_rows], *further, *bare])),
         passages=list(passage_number),
         query=torch.tensor([pair_number[pair] for pair in rows[own_rows]]),
         passage=offset + torch.tensor([passage_number[passage] for passage in right[own_rows]]),

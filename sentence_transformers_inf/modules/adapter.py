@@ -34,7 +34,7 @@ def detach_adapter(model: SentenceTransformer) -> SentenceTransformer:
     """
     if not is_adapter(model):
         raise ValueError("the model has no adapter")
-    return model[0].base_model[0]  # type: ignore[union-attr, index, return-value]
+    return model[0].base_model[0]  # type: ignore[index, return-value]
 
 
 def save_adapter(model: SentenceTransformer, folder: str | Path, base: str, revision: str | None = None) -> None:

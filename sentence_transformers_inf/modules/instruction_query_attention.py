@@ -124,7 +124,7 @@ class InstructionQueryAttention(Pooling):
         place = {name: kwargs[name] for name in names if name in kwargs}
         settings = cls.load_config(model_name_or_path, config_filename=CONFIG_FILE, **place)
         if not settings:
-            return Pooling.load(model_name_or_path, **place)  # type: ignore[return-value]
+            return Pooling.load(model_name_or_path, **place)
         module = cls(**settings, **cls.load_config(model_name_or_path, **place))
         if module.kind == "gated":
             cls.load_torch_weights(model_name_or_path, model=module, **place)

@@ -65,7 +65,7 @@ class InstructionRouter(Router):
         Raises:
             ValueError: There is no route for the task.
         """
-        route = self.route_mappings.get((task, None)) or (task if task in self.sub_modules else None)
+        route = self.route_mappings.get((task, None)) or (task if task in list(self.sub_modules) else None)
         if route is None and (task is not None or self.default_route is None):
             raise ValueError(f"there is no route for the task {task!r}; there are {', '.join(self.sub_modules)}")
         return str(route or self.default_route)
@@ -147,7 +147,7 @@ def two_towers(model: SentenceTransformer) -> SentenceTransformer:
         ValueError: The model has several encoders already.
     """
     _check_single(model)
-    modules = list(model)
+    modules: Any = list(model)
     router = InstructionRouter({"document": modules, "query": copy.deepcopy(modules)}, default_route="document")
     return with_settings(SentenceTransformer(modules=[router]), model)
 
@@ -175,7 +175,7 @@ def adapter_tower(model: SentenceTransformer, tower: list[nn.Module]) -> Sentenc
     """
     routes: dict[str, Any] = {"base": list(model)}
     if isinstance(model[0], Router):
-        routes = {name: list(route) for name, route in model[0].sub_modules.items() if name != "instructed"}  # type: ignore[arg-type]
+        routes = {name: list(model[0].sub_modules[name]) for name in model[0].sub_modules if name != "instructed"}  # type: ignore[call-overload]
     model.requires_grad_(False)
     adapted = _with_tower(model, routes, tower)
     adapted[0].base_model = (model,)  # type: ignore[assignment]
@@ -231,7 +231,7 @@ def with_settings(model: SentenceTransformer, like: SentenceTransformer) -> Sent
     return model.to(like.device).train(like.training)
 
 
-def _with_tower(model: SentenceTransformer, routes: dict[str, Any], tower: list[nn.Module]) -> SentenceTransformer:
+def _with_tower(model: SentenceTransformer, routes: dict[str, Any], tower: Any) -> SentenceTransformer:
     mappings = _BASE_ROUTES if "base" in routes else None
     default = "base" if "base" in routes else "document"
     router = InstructionRouter({**routes, "instructed": tower}, default_route=default, route_mappings=mappings)

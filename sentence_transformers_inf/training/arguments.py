@@ -56,8 +56,8 @@ _SHAPE_THE_WEIGHTS = (
 """The host's arguments that an interrupted run must not change. What else it has is about saving, logging and machines."""
 
 _OF_THE_RUN = (
-    *("output_dir", "overwrite", "logging_steps", "save_total_limit", "hub_private_repo", "dataloader_pin_memory"),
-    "max_tokens_per_chunk",
+    *("output_dir", "overwrite", "logging_steps", "save_total_limit", "hub_private_repo", "hub_strategy"),
+    *("dataloader_pin_memory", "max_tokens_per_chunk"),
 )
 """The arguments of this class that do not decide the weights."""
 
@@ -151,13 +151,14 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     bf16: Optional[bool] = _option(None, "Encode in bfloat16; the loss stays in float32. Default: where it is fast.")
     logging_steps: float = _option(10, "Steps between two log lines.")
     save_total_limit: Optional[int] = _option(2, "Checkpoints that are kept.")
+    hub_strategy: str = _option("end", "When to push: end, or every_save, checkpoint, all_checkpoints of the host.")
     hub_private_repo: Optional[bool] = _option(True, "Whether a repository on the Hub that is created is private.")
     dataloader_pin_memory: Optional[bool] = _option(None, "Pin memory for faster transfers. Default: with CUDA.")
 
     def __post_init__(self) -> None:
         _check(self)
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_fast_bfloat16(self.use_cpu)
+            self.bf16 = not self.fp16 and has_fast_bfloat16(self.use_cpu)  # type: ignore[has-type]
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else the host refuses bfloat16
         if self.dataloader_pin_memory is None:

@@ -1,7 +1,7 @@
 """Training on a CPU in about half of the time: cheap dropout, and texts without padding.
 
-Both change a model while it is trained, by public hooks of PyTorch and transformers, and put everything back. The loss and the
-gradients stay the same, but for dropout's masks. ``benchmarks/train_step.py`` measures each by itself.
+Both change a model while it is trained, by public hooks, and put everything back. Loss and gradients stay the same, but for
+dropout's masks. ``benchmarks/train_step.py`` measures each by itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MASK_LENGTH = 1 << 24
 
 @contextlib.contextmanager
 def fast_on_cpu(model: SentenceTransformer, bf16: bool = False, seed: int = 0) -> Iterator[bool]:
-    """Train a model in this context, in bfloat16 or not; on other devices nothing changes. Yields whether texts are not padded."""
+    """Train a model in this context; on other devices nothing changes. Yields whether texts go without padding."""
     if model.device.type != "cpu":
         yield False
         return
@@ -40,8 +40,8 @@ def fast_on_cpu(model: SentenceTransformer, bf16: bool = False, seed: int = 0) -
 
 
 class CheapDropout(nn.Module):
-    """Dropout whose masks are slices, at random offsets, of a long mask of 0 or 1 / (1 - rate): a fresh one costs a CPU as much
-    as the layer. Hidden states get the mask's precision."""
+    """Dropout whose masks are slices, at random offsets, of a long mask of 0 or 1 / (1 - rate): drawing a fresh one costs a
+    CPU as much as the layer. Hidden states get the mask's precision."""
 
     p = 0.0  # encoders that read the rate of attention's dropout find none
 
@@ -79,7 +79,7 @@ def cheap_dropout(model: SentenceTransformer, dtype: torch.dtype, seed: int) -> 
 
 @contextlib.contextmanager
 def without_padding(model: SentenceTransformer) -> Iterator[list[Transformer]]:
-    """Let the texts of a call go through an encoder as one row of tokens, as with flash attention; yields the encoders that do.
+    """Let the texts of a call go through an encoder as one row of tokens, as with flash attention; yields which do.
 
     Attention alone takes texts apart. Where a trial with short texts shows that more changes, the encoder stays as it is.
     """
@@ -107,9 +107,9 @@ def _unpad(transformer: Transformer, undo: contextlib.ExitStack) -> bool:
 
 def _one_row(module: nn.Module, args: tuple[dict[str, Any]]) -> tuple[dict[str, Any]]:
     """Padded texts (N×L) as one row of their tokens, with where each begins."""
-    features = {**args[0]}
+    features: dict[str, Any] = {**args[0]}
     mask = features.pop("attention_mask").bool()
-    tokens = {key: features[key][mask][None] for key in ("input_ids", "token_type_ids") if key in features}
+    tokens: dict[str, Any] = {key: features[key][mask][None] for key in features if key in ("input_ids", "token_type_ids")}
     positions = (mask.cumsum(dim=1) - 1)[mask][None]
     begins = F.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0)).int()
     return ({**features, **tokens, "position_ids": positions, "cu_seq_lens_q": begins, "padded": args[0]},)

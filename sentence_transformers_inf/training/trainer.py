@@ -203,7 +203,8 @@ class InstructionTrainer(SentenceTransformerTrainer):
         model, name = self.model.eval(), self._recipe["base"]
         revision = self.model.model_card_data.base_model_revision if self._recipe["base_on_hub"] else None
         if is_adapter(model) and not self.args.merge_base:
-            save_adapter(model, folder.path, *(model[0].origin or (name, revision)))
+            origin: Any = model[0].origin or (name, revision)
+            save_adapter(model, folder.path, *origin)
         else:
             if self.args.merge_base or (len(encoders_of(model)) > 1 and not is_adapter(model)):
                 for transformer in encoders_of(model):
@@ -213,7 +214,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         folder.finish(self._recipe)
         self.create_model_card()
 
-    def push_to_hub(  # type: ignore[override]
+    def push_to_hub(
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,

@@ -1,0 +1,67 @@
+"""``inf-ir judge``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.progress import Progress
+
+from dataset_builder.cli.options import Concurrency, Effort, Records, console, stderr
+
+
+def judge(
+    data: Records,
+    model: Annotated[str, typer.Option(help="The judge: a model of the server, or with --kind a Hub id or folder.")],
+    labels: Annotated[Path, typer.Option(help="JSONL file that gets its labels, beside those of other annotators.")],
+    split: Annotated[Optional[str], typer.Option(help="Split of the data.")] = None,
+    limit: Annotated[Optional[int], typer.Option(help="Judge the first so many records only.")] = None,
+    kind: Annotated[
+        str, typer.Option(help="'server', 'cross-encoder', or 'reranker' (a causal model of the FollowIR-7B kind).")
+    ] = "server",
+    base_url: Annotated[Optional[str], typer.Option(help="An OpenAI-compatible server.", envvar="OPENAI_BASE_URL")] = None,
+    judge_mode: Annotated[str, typer.Option(help="'choice' or 'pairwise'.")] = "choice",
+    effort: Effort = "medium",
+    concurrency: Concurrency = 64,
+    max_cost: Annotated[Optional[float], typer.Option(help="Most dollars for this file of labels.")] = None,
+    price: Annotated[Optional[list[str]], typer.Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens.")] = None,
+) -> None:
+    """Add a model's judgments of records to a file of labels, for `inf-ir agreement`."""
+    from dataset_builder import judging
+    from dataset_builder.errors import Stop
+    from dataset_builder.language_model import Limits
+    from dataset_builder.prices import Prices
+    from sentence_transformers_inf.records import load_records
+
+    if kind not in ("server", "cross-encoder", "reranker"):
+        raise ValueError(f"--kind {kind}: expected server, cross-encoder or reranker")
+    if judge_mode not in ("choice", "pairwise"):
+        raise ValueError(f"--judge-mode {judge_mode}: expected choice or pairwise")
+    records = load_records(data, split)
+    if limit is not None:
+        records = records.select(range(min(limit, len(records))))
+    failed = 0
+    with Progress(console=stderr, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("records", total=len(records))
+
+        def on_progress(done: int) -> None:
+            bar.update(task, completed=done)
+
+        if kind == "server":
+            limits = Limits(concurrency=concurrency, max_cost=max_cost)
+            prices = Prices(overrides=price or ())
+            prices.cost(model, 0, 0)
+            try:
+                failed = judging.judge_with_server(
+                    records, model, labels, base_url=base_url, limits=limits, prices=prices,
+                    pairwise=judge_mode == "pairwise", effort=effort, on_progress=on_progress,
+                )  # fmt: skip
+            except Stop as stop:
+                raise ValueError(str(stop)) from stop
+        elif kind == "cross-encoder":
+            judging.judge_with_cross_encoder(records, model, labels, on_progress)
+        else:
+            judging.judge_with_reranker(records, model, labels, on_progress)
+    console.print(f"{len(records) - failed} of {len(records)} records judged; the labels are in {labels}", markup=False)

@@ -1,0 +1,18 @@
+"""What several commands share: their consoles, exit statuses and options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+FAILED, CANNOT, BUDGET = 1, 2, 3
+"""Exit statuses: more failures than ``--max-failed``; the run cannot go on; a limit on cost or requests was reached."""
+
+Records = Annotated[str, typer.Argument(help="InF-IR records: 'mini', a file, a folder, or a Hub dataset id.")]
+Effort = Annotated[str, typer.Option(help="Reasoning effort of a reasoning model.")]
+Concurrency = Annotated[int, typer.Option(help="Requests in flight.", min=1)]

@@ -1,0 +1,123 @@
+"""The third step of a build: the dataset and the report, from the ledgers of all tasks."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from dataset_builder import stages
+from dataset_builder.files import replacing, write_parquet, write_text
+from dataset_builder.inf_ir import KEPT_FEATURES, UNFILTERED_FEATURES
+from dataset_builder.ledger import Ledger, ledger_path
+from dataset_builder.prepare import Settings, read_prepared
+from dataset_builder.prices import Prices
+
+KEPT_SCHEMA = KEPT_FEATURES.arrow_schema.remove_metadata()
+"""Columns of ``train.parquet``."""
+
+UNFILTERED_SCHEMA = UNFILTERED_FEATURES.arrow_schema.remove_metadata()
+"""Columns of ``unfiltered/train.parquet``."""
+
+
+def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> dict[str, Any]:
+    """Write the dataset and the report from the ledgers of all tasks.
+
+    Args:
+        folder: Of the build.
+        settings: Of the build.
+        prices: For the date of the table.
+        tasks: How many tasks share the build.
+
+    Returns:
+        The report. ``kept``, ``rejected``, ``failed`` and ``unfinished`` add up to ``pairs``.
+
+    Raises:
+        FileNotFoundError: The ledger of a task is missing.
+    """
+    paths = [ledger_path(folder, rank, tasks) for rank in range(tasks)]
+    for rank, path in enumerate(paths):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: task {rank} of {tasks} has not run, run the same command again")
+    with ExitStack() as stack:
+        ledgers = [stack.enter_context(closing(Ledger(path))) for path in paths]
+        outcomes = functools.partial(_outcomes, folder, ledgers)
+        (folder / "unfiltered").mkdir(exist_ok=True)
+        write_parquet(folder / "train.parquet", KEPT_SCHEMA, (row for row in outcomes() if row["status"] == "kept"))
+        complete = (row for row in outcomes() if "document" in row)
+        write_parquet(folder / "unfiltered" / "train.parquet", UNFILTERED_SCHEMA, complete)
+        counted = _write_outcomes(folder / "outcomes.csv", outcomes())
+        usage: dict[str, Counter[str]] = {}
+        for ledger in ledgers:
+            for model, total in ledger.totals().items():
+                usage.setdefault(model, Counter()).update(total)
+    report = {
+        **counted,
+        "usage": usage,
+        "cost": sum(total["cost"] for total in usage.values()),
+        "prices_as_of": prices.as_of,
+        "settings": asdict(settings),
+        "prompts": stages.prompt_hashes(),
+    }
+    write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    template = (resources.files("dataset_builder") / "report.md").read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    write_text(folder / "report.md", environment.from_string(template).render(report))
+    return report
+
+
+def _outcomes(folder: Path, ledgers: Sequence[Ledger]) -> Iterator[dict[str, Any]]:
+    """All pairs in order, with how they ended."""
+    ended = heapq.merge(*(ledger.outcomes() for ledger in ledgers), key=lambda outcome: outcome.position)
+    following = next(ended, None)
+    for position, pair in read_prepared(folder):
+        if pair["duplicate_of"] is not None:
+            yield {"id": pair["id"], "status": "rejected", "reason": pair["duplicate_of"]}
+        elif following is not None and following.position == position:
+            yield {**following.record, "id": pair["id"], "status": following.status, "reason": following.reason}
+            following = next(ended, None)
+        else:
+            yield {"id": pair["id"], "status": "unfinished", "reason": ""}
+
+
+def _write_outcomes(path: Path, outcomes: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Write ``outcomes.csv``; returns the report's counts."""
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    types: dict[str, Counter[str]] = {}
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("id", "status", "reason"))
+        for outcome in outcomes:
+            writer.writerow((outcome["id"], outcome["status"], outcome["reason"]))
+            counts[outcome["status"]] += 1
+            if outcome["status"] in ("rejected", "failed"):
+                duplicate = outcome["reason"].split("duplicate of ")
+                reasons[f"{duplicate[0]}duplicate" if len(duplicate) == 2 else outcome["reason"]] += 1
+            if "document" in outcome:
+                types.setdefault(outcome["instruction_type"], Counter())[outcome["status"]] += 1
+    return {
+        **{status: counts[status] for status in ("kept", "rejected", "failed", "unfinished")},
+        "pairs": sum(counts.values()),
+        "reasons": dict(reasons.most_common()),
+        "per_type": {
+            name: {"tuples": sum(of_type.values()), "kept": of_type["kept"]} for name, of_type in sorted(types.items())
+        },
+    }
+
+
+def failures(report: dict[str, Any], max_failed: float) -> str | None:
+    """One line if more than the share ``max_failed`` of the pairs failed, else ``None``."""
+    if report["failed"] <= max_failed * report["pairs"]:
+        return None
+    return f"{report['failed']} of {report['pairs']} records failed, more than --max-failed {max_failed:g} allows"

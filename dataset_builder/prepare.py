@@ -1,0 +1,194 @@
+"""The first step of a build: read the source once, and estimate what the build will take."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_builder import stages
+from dataset_builder.chat import estimate_tokens, reasons
+from dataset_builder.files import ROW_GROUP, write_parquet, write_text
+from dataset_builder.language_model import Limits
+from dataset_builder.prices import Prices
+from dataset_builder.quality import Duplicates
+from dataset_builder.sources import Pair, read_pairs
+
+_PAIRS = pa.schema([(name, pa.string()) for name in ("id", "query", "passage", "instruction_type", "form", "duplicate_of")])
+_MEASURED = 200
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What shapes the outcome of a build; a folder holds one build, with one set of them."""
+
+    pairs: str
+    model: str = "gpt-4o-mini"
+    judge: str = "o3-mini"
+    judge_mode: str = "choice"
+    query_column: str = "query"
+    passage_column: str = "passage"
+    split: str = "train"
+    limit: int | None = None
+    sample: int | None = None
+    seed: int = 0
+    temperature: float = 0.8
+    effort: str = "medium"
+    type_weights: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.judge_mode not in ("choice", "pairwise"):
+            raise ValueError(f"the judge mode must be 'choice' or 'pairwise', got {self.judge_mode!r}")
+        stages.draw_type_and_form("", 0, self.type_weights)
+
+
+def prepare(folder: Path, settings: Settings, tasks: int = 1) -> int:
+    """Read the source into ``work/pairs.parquet``, unless an earlier run did.
+
+    Args:
+        folder: Of the build.
+        settings: Of the build.
+        tasks: How many tasks share the build.
+
+    Returns:
+        How many pairs there are.
+
+    Raises:
+        FileExistsError: The folder holds something else, or a build with other settings.
+        SourceError, FileNotFoundError: The source cannot be read.
+    """
+    work = folder / "work"
+    wanted = asdict(settings) | {"tasks": tasks, "prompts": stages.prompt_hashes()}
+    build = work / "build.json"
+    if build.is_file():
+        earlier = json.loads(build.read_text(encoding="utf-8"))
+        if changed := sorted(key for key in wanted if earlier.get(key) != wanted[key]):
+            raise FileExistsError(
+                f"{folder} holds a build with another {changed[0]} ({earlier.get(changed[0])!r}, now "
+                f"{wanted[changed[0]]!r}): name another output folder"
+            )
+    elif folder.is_dir() and any(folder.iterdir()) and not work.is_dir():
+        raise FileExistsError(f"{folder} is not empty and holds no build: name another output folder")
+    path = work / "pairs.parquet"
+    if not path.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        pairs = read_pairs(
+            settings.pairs,
+            query_column=settings.query_column,
+            passage_column=settings.passage_column,
+            split=settings.split,
+            limit=settings.limit,
+            sample=settings.sample,
+            seed=settings.seed,
+        )
+        write_parquet(path, _PAIRS, _prepared(pairs, settings))
+    if not build.is_file():
+        write_text(build, json.dumps(wanted, indent=2) + "\n")
+    return int(pq.ParquetFile(path).metadata.num_rows)
+
+
+def _prepared(pairs: Iterator[Pair], settings: Settings) -> Iterator[dict[str, Any]]:
+    duplicates = Duplicates()
+    seen: Counter[str] = Counter()
+    for pair in pairs:
+        seen[pair.id] += 1
+        identifier = pair.id if seen[pair.id] == 1 else f"{pair.id}#{seen[pair.id]}"
+        found = duplicates.add(identifier, f"{pair.query}\n{pair.passage}")
+        instruction_type, form = stages.draw_type_and_form(identifier, settings.seed, settings.type_weights)
+        yield {
+            "id": identifier,
+            "query": pair.query,
+            "passage": pair.passage,
+            "instruction_type": instruction_type,
+            "form": form,
+            "duplicate_of": f"{found[0]} of {found[1]}" if found else None,
+        }
+    if not seen:
+        raise ValueError(f"{settings.pairs}: there are no pairs in it")
+
+
+def read_prepared(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(position, pair) of all prepared pairs, a few hundred in memory at a time."""
+    batches = pq.ParquetFile(folder / "work" / "pairs.parquet").iter_batches(ROW_GROUP)
+    yield from enumerate(pair for batch in batches for pair in batch.to_pylist())
+
+
+def start_record(pair: dict[str, Any]) -> dict[str, Any]:
+    """What a row of ``pairs.parquet`` is before the first stage."""
+    return {
+        "id": pair["id"],
+        "instruction_type": pair["instruction_type"],
+        "form": pair["form"],
+        "query_positive": pair["query"],
+        "document": pair["passage"],
+    }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build will take; tokens are a quarter of the characters, answers are of the usual lengths."""
+
+    records: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    """US dollars."""
+    minutes: float
+
+
+def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -> Estimate:
+    """Requests, tokens, price and time of a prepared build, as if every record reached the judge.
+
+    The first 200 pairs are measured. Assumed: instructions of 40 tokens, passages as long as the source's, 12 tokens for
+    an answer of the judge and 600 more where it reasons (a model of the o or gpt-5 series), 2 s for an answer and 6 s for
+    a reasoned one.
+
+    Raises:
+        ValueError: The price of a model is not known.
+    """
+    pairs = (pair for _, pair in read_prepared(folder) if pair["duplicate_of"] is None)
+    judged = 3 if settings.judge_mode == "choice" else 9
+    used = {settings.model: [0, 0], settings.judge: [0, 0]}
+    measured = 0
+    for pair in islice(pairs, _MEASURED):
+        measured += 1
+        _add_tokens(used, pair, settings, judged)
+    total = measured + sum(1 for _ in pairs)
+    scale = total / max(measured, 1)
+    requests = total * (3 + judged)
+    prompt_tokens = round(scale * sum(tokens[0] for tokens in used.values()))
+    completion_tokens = round(scale * sum(tokens[1] for tokens in used.values()))
+    seconds = total * (3 * 2 + judged * (6 if reasons(settings.judge) else 2)) / limits.concurrency
+    if limits.rpm:
+        seconds = max(seconds, 60 * requests / limits.rpm)
+    if limits.tpm:
+        seconds = max(seconds, 60 * (prompt_tokens + completion_tokens) / limits.tpm)
+    cost = scale * sum(prices.cost(model, *tokens) for model, tokens in used.items())
+    return Estimate(total, requests, prompt_tokens, completion_tokens, cost, seconds / 60)
+
+
+def _add_tokens(used: dict[str, list[int]], pair: dict[str, Any], settings: Settings, judged: int) -> None:
+    """Add the tokens of a pair's requests and answers to those of their model."""
+    document, query = pair["passage"], pair["query"]
+    words = " ".join(["word"] * 30)
+    values = start_record(pair) | {"instruction_positive": words, "instruction_negative": words, "query_negative": query}
+    values |= {"hard_negative_document_1": document, "hard_negative_document_2": document}
+    values |= {"type_meaning": words, "form_meaning": words, "low": 0, "high": 0}
+    values |= {"query": query, "instruction": words, "passages": [document] * (3 if judged == 3 else 1)}
+    for prompt, answer, times in (
+        ("instruct", 50, 1),
+        ("poison", 70, 1),
+        ("write", 20 + 2 * (len(document) // 4), 1),
+        ("judge" if judged == 3 else "judge_pairwise", 12 + (600 if reasons(settings.judge) else 0), judged),
+    ):
+        tokens = used[settings.judge if prompt.startswith("judge") else settings.model]
+        tokens[0] += times * estimate_tokens(stages.render(prompt, values))
+        tokens[1] += times * answer

@@ -1,0 +1,64 @@
+"""What requests cost."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+
+class Prices:
+    """US dollars per million tokens, by model.
+
+    Args:
+        file: A JSON file like the bundled ``prices.json``, whose models take precedence over it.
+        overrides: ``MODEL=INPUT,OUTPUT`` as on the command line; these come first.
+        factor: 0.5 for the Batch API.
+        free: Everything costs nothing: a local server.
+
+    Raises:
+        ValueError: A price that cannot be read.
+    """
+
+    def __init__(
+        self, file: Path | None = None, overrides: Sequence[str] = (), *, factor: float = 1.0, free: bool = False
+    ) -> None:
+        table = json.loads((resources.files("dataset_builder") / "prices.json").read_text(encoding="utf-8"))
+        self.as_of: str = table["as_of"]
+        self.factor = factor
+        self.free = free
+        models = table["models"]
+        if file is not None:
+            try:
+                models |= json.loads(file.read_text(encoding="utf-8"))["models"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{file}: expected JSON with 'models': {{name: [input, output]}}, got {error!r}") from error
+        for item in overrides:
+            name, _, price = item.rpartition("=")
+            try:
+                models[name] = [float(part) for part in price.split(",")]
+            except ValueError:
+                models[name] = []
+            if not name or len(models[name]) != 2 or min(models[name]) < 0:
+                raise ValueError(
+                    f"--price {item}: expected MODEL=INPUT,OUTPUT in dollars per million tokens, as gpt-4o=2.5,10"
+                )
+        self._models: dict[str, tuple[float, float]] = {name: (price[0], price[1]) for name, price in models.items()}
+
+    def cost(self, model: str, prompt_tokens: int, completion_tokens: int) -> float:
+        """Dollars for so many tokens.
+
+        Raises:
+            ValueError: The model's price is not known.
+        """
+        if self.free:
+            return 0.0
+        price = self._models.get(model) or self._models.get(re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model))
+        if price is None:
+            raise ValueError(
+                f"the price of {model!r} is not known: pass --price {model}=INPUT,OUTPUT in dollars per million tokens "
+                "(0,0 for a server of your own)"
+            )
+        return self.factor * (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6

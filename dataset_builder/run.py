@@ -1,0 +1,247 @@
+"""The second step of a build: take the prepared pairs through the stages, ``concurrency`` requests at a time.
+
+The outcome of a record depends on its pair, the settings and the models' answers alone, never on the order in which
+answers arrive. So a run that was interrupted, and one over many machines, end in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dataset_builder import stages
+from dataset_builder.batches import BatchTransport
+from dataset_builder.chat import Request
+from dataset_builder.errors import BadAnswer, Stop
+from dataset_builder.language_model import LanguageModel, Limits, Usage
+from dataset_builder.ledger import Ledger, LedgerError, Outcome, ledger_path
+from dataset_builder.prepare import Settings, read_prepared, start_record
+from dataset_builder.prices import Prices
+from dataset_builder.quality import tuple_problem
+from dataset_builder.transport import OPENAI_URL, LiveTransport, Transport, connect
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    total: int
+    """Pairs of this task that are no duplicates."""
+    done: int
+    usage: Usage
+    counts: Counter[str] = field(default_factory=Counter)
+    """Records by status."""
+    seconds: float = 0.0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def asker(model: LanguageModel, *, writer: str, judge: str, temperature: float, seed: int, effort: str) -> stages.Ask:
+    """A function that puts the prompts of the stages to their models.
+
+    Args:
+        model: The way to both models.
+        writer: Name of the model of the stages that write.
+        judge: Name of the judge; it answers at temperature 0.
+        temperature: Of the writing model.
+        seed: Of both.
+        effort: Reasoning effort of a reasoning model.
+    """
+
+    async def ask(prompt: str, answer: type[Any], max_tokens: int, values: dict[str, Any]) -> Any:
+        judging = prompt.startswith("judge")
+        request = Request(
+            stage=prompt,
+            model=judge if judging else writer,
+            messages=stages.render(prompt, values),
+            answer=answer,
+            max_tokens=max_tokens,
+            temperature=0.0 if judging else temperature,
+            seed=seed,
+            effort=effort,
+        )
+        return await model.ask(request)
+
+    return ask
+
+
+async def build_tuple(pair: dict[str, Any], ask: stages.Ask, settings: Settings) -> tuple[str, str, dict[str, Any]]:
+    """Take one pair through all stages.
+
+    Args:
+        pair: A row of ``pairs.parquet``.
+        ask: Puts a prompt to its model.
+        settings: Of the build.
+
+    Returns:
+        (``kept`` or ``rejected``, why, the tuple).
+
+    Raises:
+        BadAnswer: The record has failed.
+        Stop: The run cannot go on.
+    """
+    record = await stages.instruct(start_record(pair), ask)
+    record = await stages.poison(record, ask)
+    record = await stages.write(record, ask)
+    if (problem := tuple_problem(record)) is not None:
+        return "rejected", problem, record
+    record = await stages.judge(record, ask, settings.seed, pairwise=settings.judge_mode == "pairwise")
+    problem = stages.verdict(record["judge_answers"])
+    return ("kept", "", record) if problem is None else ("rejected", problem, record)
+
+
+async def run(
+    folder: Path,
+    settings: Settings,
+    limits: Limits,
+    prices: Prices,
+    *,
+    base_url: str | None = None,
+    batch: bool = False,
+    batch_poll: float = 30.0,
+    retry_failed: bool = False,
+    rank: int = 0,
+    tasks: int = 1,
+    on_progress: OnProgress = lambda progress: None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Progress:
+    """Take the prepared pairs ``rank``, ``rank + tasks`` ... through the stages; those that ended before are left alone.
+
+    Args:
+        folder: Of a prepared build.
+        settings: Of the build.
+        limits: What the run may use.
+        prices: What requests cost.
+        base_url: An OpenAI-compatible server; ``None`` for OpenAI's.
+        batch: Go through the Batch API.
+        batch_poll: Seconds between two looks at a job.
+        retry_failed: Take records that failed before through the stages again.
+        rank: Number of this task.
+        tasks: How many tasks share the build.
+        on_progress: Called twice a second.
+        log: Called with one line about a job of the Batch API.
+
+    Returns:
+        Where the run stands in the end.
+
+    Raises:
+        Stop: The run cannot go on, or was interrupted; what was answered is kept.
+        ValueError: The price of a model is not known.
+    """
+    for name in (settings.model, settings.judge):
+        prices.cost(name, 0, 0)
+    path = ledger_path(folder, rank, tasks)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path.parent / "lock", timeout=0), contextlib.closing(Ledger(path)) as ledger:
+            async with connect(base_url, limits.timeout, limits.concurrency) as client:
+                transport: Transport = LiveTransport(client, ledger, prices)
+                if batch:
+                    transport = batches = BatchTransport(client, ledger, prices, poll=batch_poll, log=log)
+                    await batches.resume()
+                if retry_failed:
+                    ledger.forget_failures()
+                model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
+                share = functools.partial(_share, folder, rank, tasks)
+                return await _run_share(share, settings, model, ledger, limits.concurrency, on_progress)
+    except Timeout as error:
+        raise Stop(f"{folder}: another run is at work in this folder; wait for it or stop it") from error
+    except LedgerError as error:
+        raise Stop(str(error)) from error
+
+
+def _share(folder: Path, rank: int, tasks: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(position, pair) of a task's share, without duplicates."""
+    for position, pair in read_prepared(folder):
+        if position % tasks == rank and pair["duplicate_of"] is None:
+            yield position, pair
+
+
+async def _run_share(
+    share: Callable[[], Iterator[tuple[int, dict[str, Any]]]],
+    settings: Settings,
+    model: LanguageModel,
+    ledger: Ledger,
+    concurrency: int,
+    on_progress: OnProgress,
+) -> Progress:
+    ended = ledger.statuses()
+    progress = Progress(sum(1 for _ in share()), len(ended), model.usage, Counter(ended.values()))
+    pairs = ((position, pair) for position, pair in share() if position not in ended)
+    ask = asker(
+        model,
+        writer=settings.model,
+        judge=settings.judge,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        effort=settings.effort,
+    )
+
+    async def work() -> None:
+        for position, pair in pairs:
+            if model.stopped is not None:
+                return
+            try:
+                try:
+                    status, reason, record = await build_tuple(pair, ask, settings)
+                except BadAnswer as error:
+                    status, reason, record = "failed", str(error), {"bad_requests": error.requests}
+                await ledger.keep_outcome(Outcome(position, status, reason, record))
+            except (Stop, LedgerError) as error:
+                model.stopped = model.stopped or (error if isinstance(error, Stop) else Stop(str(error)))
+                return
+            progress.done += 1
+            progress.counts[status] += 1
+
+    started = time.monotonic()
+    with _stop_on_signal(model):
+        pending = {asyncio.create_task(work()) for _ in range(concurrency)}
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, timeout=0.5)
+                progress.seconds = time.monotonic() - started
+                on_progress(progress)
+                for task in done:
+                    task.result()
+        finally:
+            for task in pending:
+                task.cancel()
+    if model.stopped is not None:
+        raise model.stopped
+    return progress
+
+
+@contextlib.contextmanager
+def _stop_on_signal(model: LanguageModel) -> Iterator[None]:
+    """The first Ctrl-C lets requests in flight come home and be kept; the second one ends the process."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        model.stop("interrupted; the same command goes on from here")
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    try:
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, stop)
+    except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
