@@ -342,6 +342,8 @@ def test_an_adapter_learns_to_attend(tiny, few_records, tmp_path, lora_r, plain)
     assert gate.abs().min() > 0
     loaded = load_instruction_model(tmp_path / "m")
     assert torch.equal(encoder_of(loaded)[1].gate, gate)
+    in_half = load_instruction_model(tmp_path / "m", model_kwargs={"dtype": "bfloat16"})
+    assert np.allclose(in_half.encode(TOLD), trained.encode(TOLD), atol=0.02)
     assert np.allclose(loaded.encode([TOLD, "a passage"]), trained.encode([TOLD, "a passage"]), atol=1e-6)
     assert np.array_equal(loaded.encode(["a passage"]), plain.encode(["a passage"]))
 

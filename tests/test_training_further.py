@@ -97,6 +97,13 @@ def test_an_adapter_keeps_its_own_base(further, tiny):
         assert np.array_equal(loaded.encode(INPUTS[1:]), plain.encode(INPUTS[1:]))
 
 
+def test_an_adapter_in_memory_keeps_its_own_base(few_records, mine, tiny, tmp_path):
+    model = train(few_records, tiny, tmp_path / "a", update="queries", lora_r=4, **QUICK)
+    trained = train(mine, model, tmp_path / "b", **QUICK)
+    assert json.loads((tmp_path / "b" / "instruction_adapter.json").read_text(encoding="utf-8"))["base"] == tiny
+    assert np.allclose(embeddings(load_instruction_model(tmp_path / "b")), embeddings(trained), atol=1e-6)
+
+
 def test_a_lora_keeps_its_own_base(checkpoints, mine, tiny, tmp_path):
     train(mine, checkpoints("with a LoRA"), tmp_path / "m", **QUICK)
     config = json.loads((tmp_path / "m" / "adapter_config.json").read_text(encoding="utf-8"))

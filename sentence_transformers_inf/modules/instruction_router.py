@@ -44,7 +44,7 @@ class InstructionRouter(Router):
     base_model: tuple[SentenceTransformer, ...] = ()
     """Of an adapter, the model that it stands beside; in a tuple, because its modules are those of the other routes."""
     origin: tuple[str, str | None] | None = None
-    """Of an adapter that was loaded, the name and revision of that model."""
+    """Of an adapter that was loaded or saved, the name and revision of that model."""
     keeps_loras = False
     """Whether :meth:`save` leaves LoRAs apart from the weights, as the checkpoints of a training run need it."""
 

@@ -203,8 +203,9 @@ class InstructionTrainer(SentenceTransformerTrainer):
         model, name = self.model.eval(), self._recipe["base"]
         revision = self.model.model_card_data.base_model_revision if self._recipe["base_on_hub"] else None
         if is_adapter(model) and not self.args.merge_base:
-            origin: Any = model[0].origin or (name, revision)
-            save_adapter(model, folder.path, *origin)
+            router: Any = model[0]
+            router.origin = router.origin or (name, revision)
+            save_adapter(model, folder.path, *router.origin)
         else:
             if self.args.merge_base or (len(encoders_of(model)) > 1 and not is_adapter(model)):
                 for transformer in encoders_of(model):
