@@ -1,37 +1,37 @@
 """Instruction and query meet in the prompt; everything else stays the base model's, bit for bit."""
 
-import copy
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from transformers.utils import logging as transformers_logging
 
 from sentence_transformers_inf import InstructionTransformer, load_instruction_model
-from sentence_transformers_inf.corpora import bundled_base
 
 INSTRUCTION, QUERY = "Only for complete beginners, without jargon.", "how do vaccines work"
 PASSAGES = ["Vaccines train the immune system.", "a", "The stock market fell on Monday. " * 40]
 E5_TEMPLATE = "Instruct: {instruction}\nQuery: {query}"
 
 
+@pytest.fixture
+def model(tiny):
+    """A fresh instruction-aware tiny model, without dropout's randomness."""
+    return load_instruction_model(tiny).eval()
+
+
 @pytest.mark.parametrize("template", [None, "{query} [SEP] {instruction}", E5_TEMPLATE, "{instruction}|{query}"])
-def test_an_instructed_query_is_the_embedding_of_the_joined_string(base, template):
-    model = load_instruction_model(base, template=template)
+def test_an_instructed_query_is_the_embedding_of_the_joined_string(tiny, template):
+    model = load_instruction_model(tiny, template=template)
     joined = (template or "{query} {instruction}").format(instruction=INSTRUCTION, query=QUERY)
     instructed = model.encode({"instruction": INSTRUCTION, "query": QUERY})
-    assert np.array_equal(instructed, SentenceTransformer(base).encode(joined))
+    assert np.array_equal(instructed, SentenceTransformer(tiny).encode(joined))
     assert np.array_equal(instructed, model.encode_query({"instruction": INSTRUCTION, "query": QUERY}))
 
 
-def test_plain_strings_are_bit_identical_to_the_base_model(base, model):
-    plain = SentenceTransformer(base)
+def test_plain_strings_are_bit_identical_to_the_base_model(tiny, model):
+    plain = SentenceTransformer(tiny)
     assert np.array_equal(model.encode(PASSAGES), plain.encode(PASSAGES))
     assert np.array_equal(model.encode_document(PASSAGES), plain.encode_document(PASSAGES))
 
@@ -50,17 +50,10 @@ def test_a_mixed_batch_keeps_its_order(model):
 
 
 @given(st.text(max_size=60), st.text(min_size=1, max_size=60))
-@settings(max_examples=25, deadline=None)
-def test_braces_and_odd_characters_in_the_texts_are_texts(instruction, query):
-    model = _shared_model()
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_braces_and_odd_characters_in_the_texts_are_texts(model, instruction, query):
     joined = query if not instruction.strip() else query + " " + instruction
     assert model[0].join(instruction, query) == joined
-
-
-def _shared_model(cache={}):  # noqa: B006
-    if not cache:
-        cache["model"] = load_instruction_model(bundled_base())
-    return cache["model"]
 
 
 @pytest.mark.parametrize(
@@ -75,9 +68,9 @@ def _shared_model(cache={}):  # noqa: B006
         "",
     ],
 )
-def test_a_template_without_both_fields_is_refused(base, template):
+def test_a_template_without_both_fields_is_refused(tiny, template):
     with pytest.raises(ValueError, match="template"):
-        load_instruction_model(base, template=template)
+        load_instruction_model(tiny, template=template)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +94,11 @@ def test_only_strings_and_a_wrong_input_names_its_position(model):
 
 
 @pytest.mark.parametrize("template", ["{query} {instruction}", "{query} [SEP] {instruction}", E5_TEMPLATE])
-def test_a_long_instruction_is_cut_and_the_query_survives(base, template, monkeypatch):
+def test_a_long_instruction_is_cut_and_the_query_survives(tiny, template, monkeypatch):
     warnings = []
     logger = transformers_logging.get_logger("sentence_transformers_inf.modules.instruction_transformer")
     monkeypatch.setattr(logger, "warning_once", lambda message, *args: warnings.append(message))
-    model = load_instruction_model(base, template=template, max_query_length=24)
+    model = load_instruction_model(tiny, template=template, max_query_length=24)
     features = model.preprocess([{"instruction": "very " * 100, "query": QUERY}, {"query": QUERY}])
     text = model.tokenizer.decode(features["input_ids"][0], skip_special_tokens=True)
     assert QUERY in text
@@ -116,14 +109,14 @@ def test_a_long_instruction_is_cut_and_the_query_survives(base, template, monkey
     assert model.preprocess([PASSAGES[2]])["input_ids"].shape[1] == 256
 
 
-def test_a_query_longer_than_the_limit_is_cut_like_any_text(base):
-    model = load_instruction_model(base, max_query_length=8)
+def test_a_query_longer_than_the_limit_is_cut_like_any_text(tiny):
+    model = load_instruction_model(tiny, max_query_length=8)
     features = model.preprocess([{"instruction": INSTRUCTION, "query": "word " * 30}])
     assert features["input_ids"].shape[1] == 8
 
 
-def test_saving_and_loading_gives_the_same_embeddings_and_template(base, tmp_path):
-    model = load_instruction_model(base, template=E5_TEMPLATE, max_query_length=40)
+def test_saving_and_loading_gives_the_same_embeddings_and_template(tiny, tmp_path):
+    model = load_instruction_model(tiny, template=E5_TEMPLATE, max_query_length=40)
     inputs = [{"instruction": INSTRUCTION * 5, "query": QUERY}, *PASSAGES]
     model.save_pretrained(str(tmp_path / "a"))
     again = load_instruction_model(tmp_path / "a")
@@ -135,40 +128,14 @@ def test_saving_and_loading_gives_the_same_embeddings_and_template(base, tmp_pat
     assert load_instruction_model(tmp_path / "a", template="{instruction} {query}")[0].template == "{instruction} {query}"
 
 
-def test_a_checkpoint_loads_where_this_package_is_not_installed(base, tmp_path):
-    model = load_instruction_model(base, template=E5_TEMPLATE)
+def test_a_checkpoint_holds_no_code(model, tmp_path):
     model.save_pretrained(str(tmp_path / "model"))
-    joined = E5_TEMPLATE.format(instruction=INSTRUCTION, query=QUERY)
-    script = f"""
-import sys, json
-class Refuse:
-    def find_spec(self, name, *args):
-        if name.split(".")[0] in ("sentence_transformers_inf", "dataset_builder"):
-            raise ImportError(name)
-sys.meta_path.insert(0, Refuse())
-from sentence_transformers import SentenceTransformer
-model = SentenceTransformer({str(tmp_path / "model")!r})
-assert type(model[0]).__name__ == "Transformer" and not hasattr(model[0], "template")
-print(json.dumps(model.encode({joined!r}).tolist()))
-"""
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    embedding = np.array(json.loads(out.splitlines()[-1]), dtype=np.float32)
-    assert np.array_equal(embedding, model.encode({"instruction": INSTRUCTION, "query": QUERY}))
+    assert list((tmp_path / "model").rglob("*.safetensors"))
     assert not list((tmp_path / "model").rglob("*.py")) + list((tmp_path / "model").rglob("*.bin"))
 
 
-def test_several_processes_encode_as_one(model):
-    inputs = [{"instruction": f"{INSTRUCTION} {n}", "query": QUERY} for n in range(12)] + PASSAGES
-    pool = model.start_multi_process_pool(["cpu", "cpu"])
-    try:
-        parallel = model.encode(inputs, pool=pool, chunk_size=4)
-    finally:
-        model.stop_multi_process_pool(pool)
-    assert np.allclose(parallel, model.encode(inputs), atol=1e-6)
-
-
-def test_a_loaded_object_becomes_instruction_aware_and_keeps_its_modules(base):
-    plain = SentenceTransformer(base, prompts={"query": "query: "}, similarity_fn_name="dot")
+def test_a_loaded_object_becomes_instruction_aware_and_keeps_its_modules(tiny):
+    plain = SentenceTransformer(tiny, prompts={"query": "query: "}, similarity_fn_name="dot")
     modules = list(plain)
     model = load_instruction_model(plain)
     assert model is plain
@@ -179,16 +146,8 @@ def test_a_loaded_object_becomes_instruction_aware_and_keeps_its_modules(base):
     assert np.array_equal(model.encode_query({"instruction": INSTRUCTION, "query": QUERY}), joined)
 
 
-def test_a_copy_is_independent(model):
-    clone = copy.deepcopy(model)
-    clone[0].template = "{instruction} {query}"
-    assert isinstance(clone[0], InstructionTransformer)
-    assert model[0].template == "{query} {instruction}"
-    assert np.array_equal(clone.encode(PASSAGES), model.encode(PASSAGES))
-
-
-def test_mean_pooling_without_normalisation_is_kept(base):
-    transformer = Transformer(base)
+def test_mean_pooling_without_normalisation_is_kept(tiny):
+    transformer = Transformer(tiny)
     plain = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension(), "cls")])
     expected = plain.encode(f"{QUERY} {INSTRUCTION}")
     assert np.array_equal(load_instruction_model(plain).encode({"instruction": INSTRUCTION, "query": QUERY}), expected)

@@ -1,7 +1,7 @@
-"""Models that flatten their inputs, as Sentence Transformers does with flash attention: no padding, the same values.
+"""Models that flatten their inputs, as Sentence Transformers does with flash attention: the same values.
 
 Flash attention runs on GPUs alone. Here its two functions are stood in for by PyTorch's own attention, one text at a time;
-what transformers and Sentence Transformers do around them is real, and so is the attention for CPUs.
+what transformers and Sentence Transformers do around them is real.
 """
 
 import json
@@ -13,11 +13,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import modeling_flash_attention_utils as flash
 
 from sentence_transformers_inf import load_instruction_model
-from sentence_transformers_inf.cpu_attention import use_cpu_attention
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
 from sentence_transformers_inf.modules import encoders_of, instructed_tower
-from sentence_transformers_inf.training import train
 from tests.test_losses import columns, loss_and_gradients
+from tests.training import trainer
 
 
 def attend(query, key, value, softmax_scale=None, causal=False):
@@ -34,6 +33,12 @@ def attend_each(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max
     assert max(lengths) == max_seqlen_q == max_seqlen_k
     texts = zip(*(states.split(lengths) for states in (query, key, value)))
     return torch.cat([attend(*(states[None] for states in text), softmax_scale, causal)[0] for text in texts])
+
+
+@pytest.fixture
+def model(tiny):
+    """A fresh instruction-aware tiny model, without dropout's randomness."""
+    return load_instruction_model(tiny).eval()
 
 
 @pytest.fixture
@@ -55,34 +60,21 @@ def flattening(monkeypatch):
 
 @pytest.mark.parametrize("towers", [1, 2])
 @pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
-@pytest.mark.parametrize("attention", ["flash", "on a CPU"])
-def test_flattened_inputs_change_neither_loss_nor_gradients(model, few_records, flattening, kind, towers, attention):
+def test_flattened_columns_give_the_loss_and_gradients_of_padded_ones(model, few_records, flattening, kind, towers):
     model = model.double()
     if towers == 2:
         model = instructed_tower(model).requires_grad_(True)
     size = {"mini_batch_size": 5} if kind is CachedInstructionContrastiveLoss else {}
-    options = {"sampled_instructions": 1, "plain_weight": 0.5, "anchor_weight": 1.0, **size}
+    options = {"sampled_instructions": 1, "plain_weight": 0.5, **size}
     padded = kind(model, **options)
     value, gradient = loss_and_gradients(padded, model, columns(model, few_records.select([0, 1])))
-    if attention == "flash":
-        flattening(model)
-    else:
-        assert use_cpu_attention(model, bf16=False) == list(encoders_of(model))
-    flattened = kind(model, **options)
-    given = []
-    model.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    flattened = kind(flattening(model), **options)
     features = columns(model, few_records.select([0, 1]))
     assert all("cu_seq_lens_q" in column and "attention_mask" not in column for column in features)
     other_value, other_gradient = loss_and_gradients(flattened, model, features)
     assert other_value == pytest.approx(value, abs=1e-9)
     assert torch.allclose(other_gradient, gradient, rtol=0, atol=1e-9)
-    assert not any("attention_mask" in chunk for chunk in given)
-    stats = flattened.last_step_stats
-    assert stats["padded_tokens"] == stats["real_tokens"] == padded.last_step_stats["real_tokens"]
-    assert stats["sequences"] == padded.last_step_stats["sequences"]
-    if not size:
-        assert len(given) == towers
-        assert sum(chunk["input_ids"].numel() for chunk in given) == stats["real_tokens"]
+    assert flattened.last_step_stats == padded.last_step_stats
 
 
 def test_flattened_queries_and_passages_have_the_same_embeddings(model, flattening):
@@ -95,8 +87,8 @@ def test_flattened_queries_and_passages_have_the_same_embeddings(model, flatteni
     assert torch.allclose(torch.tensor(model.encode_query(inputs[::2])), torch.tensor(queries), atol=1e-9)
 
 
-def test_the_query_survives_where_a_flattened_input_is_too_long(base, flattening):
-    model = flattening(load_instruction_model(base, "{instruction} {query}", max_query_length=16))
+def test_the_query_survives_where_a_flattened_input_is_too_long(tiny, flattening):
+    model = flattening(load_instruction_model(tiny, "{instruction} {query}", max_query_length=16))
     told = {"instruction": "only what was peer reviewed " * 10, "query": "why is the sky blue"}
     tokens = model.preprocess([told, told])["input_ids"][0].tolist()
     text = model.tokenizer.decode(tokens)
@@ -104,28 +96,22 @@ def test_the_query_survives_where_a_flattened_input_is_too_long(base, flattening
     assert len(tokens) <= 32
 
 
-def test_attention_between_instruction_and_query_is_padded_as_ever(base, few_records, flattening):
-    model = flattening(load_instruction_model(base, interaction="paper"))
+def test_attention_between_instruction_and_query_is_padded_as_ever(tiny, few_records, flattening):
+    padded = load_instruction_model(tiny, interaction="paper").eval()
+    model = load_instruction_model(flattening(load_instruction_model(tiny)), interaction="paper").eval()
     features = columns(model, few_records)
-    assert "attention_mask" in features[0]
-    assert InstructionContrastiveLoss(model)(features).isfinite()
+    assert all("attention_mask" in column and "cu_seq_lens_q" not in column for column in features)
+    expected = InstructionContrastiveLoss(padded)(columns(padded, few_records)).item()
+    assert InstructionContrastiveLoss(model)(features).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_model_that_flattens_is_trained(base, flattening, monkeypatch, tmp_path):
-    from sentence_transformers_inf import training
-
-    monkeypatch.setattr(training, "read_model", lambda name: flattening(load_instruction_model(name)))
+@pytest.mark.parametrize("settings", [{}, {"update": "queries", "lora_r": 4}])
+def test_a_model_that_flattens_is_trained(tiny, few_records, flattening, tmp_path, settings):
+    base = flattening(load_instruction_model(tiny))
+    running = trainer(few_records, base, tmp_path / "model", save_strategy="no", **settings)
     given = []
-    forward = InstructionContrastiveLoss.forward
-
-    def noting(self, features, labels=None):
-        features = list(features)
-        given.extend(features)
-        return forward(self, features, labels)
-
-    monkeypatch.setattr(InstructionContrastiveLoss, "forward", noting)
-    options = {"epochs": 1, "batch_size": 2, "evaluations": 1, "max_records": 4, "bf16": False, "show_progress": False}
-    train("mini", base, tmp_path / "model", **options)
+    running.loss.register_forward_pre_hook(lambda _, args: given.extend(args[0]))
+    running.train()
     assert given
     assert all("cu_seq_lens_q" in column for column in given)
-    assert json.loads((tmp_path / "model" / "recipe.json").read_text())["finished"]
+    assert json.loads((tmp_path / "model" / "recipe.json").read_text(encoding="utf-8"))["finished"]
