@@ -8,14 +8,7 @@ import pytest
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.hub import templates
 from sentence_transformers_inf.hub.card import is_generated, model_card, write_model_card
-from sentence_transformers_inf.modules import (
-    adapter_tower,
-    copy_tower,
-    instructed_tower,
-    load_instruction_model,
-    save_adapter,
-)
-from sentence_transformers_inf.modules.adapter import save_adapter
+from sentence_transformers_inf.modules import adapter_tower, copy_tower, instructed_tower, save_adapter
 
 RECIPE = {
     "base": "sentence-transformers/all-MiniLM-L6-v2",
