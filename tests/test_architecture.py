@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PLUGIN, BUILDER = "sentence_transformers_inf", "dataset_builder"
 MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 80
+MAX_FUNCTION_LINES = 60
 
 
 @dataclass(frozen=True)
@@ -199,12 +199,17 @@ def test_no_file_is_too_long(package):
 @pytest.mark.parametrize("package", [PLUGIN, BUILDER])
 def test_no_function_is_too_long(package):
     lengths = {
-        f"{source.at(node.lineno)} {node.name}": int(node.end_lineno or 0) - node.lineno + 1
+        f"{source.at(node.lineno)} {node.name}": int(node.end_lineno or 0) - _first_statement(node).lineno + 1
         for source in of(package)
         for node in ast.walk(source.tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert not {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES}
+
+
+def _first_statement(node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:
+    """Where a function's body begins, after its docstring."""
+    return node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
 
 
 def of(package: str) -> list[Source]:

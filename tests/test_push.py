@@ -131,7 +131,11 @@ def test_what_cannot_be_pushed_is_one_clear_line(hub, pushed, tmp_path, monkeypa
         (TOKEN, ["push", pushed, "--repo", "no-user"], "expected user/name"),
         (TOKEN, ["card", pushed, "--results", tmp_path], "there are no results of"),
         ("hf_stranger", ["push", pushed, "--repo", REPO], "may not write here"),
-        ("hf_nonsense", ["train", "--output", tmp_path / "out", "--push-to-hub", REPO], "does not accept the token"),
+        (
+            "hf_nonsense",
+            ["train", "--output", tmp_path / "out", "--push-to-hub", "--hub-model-id", REPO],
+            "does not accept the token",
+        ),
     ]:
         hub.connect(monkeypatch, tmp_path / "hf", token)
         status, _, err = call("inf-embed", *words)

@@ -187,9 +187,13 @@ def test_other_data_are_refused_by_their_columns(tmp_path):
 def test_training_data_are_records_or_rows(tmp_path, few_records):
     few_records.to_parquet(tmp_path / "records" / "train.parquet")
     Dataset.from_list(PROMPTRIEVER).to_parquet(tmp_path / "rows.parquet")
-    assert load_training_data(tmp_path / "records").to_list() == few_records.to_list()
-    assert len(load_training_data(tmp_path / "records", limit=3)) == 3
-    rows = load_training_data(tmp_path / "rows.parquet", limit=1)
+    few_records.to_parquet(tmp_path / "records" / "validation.parquet")
+    records, validation = load_training_data(tmp_path / "records")
+    assert records.to_list() == validation.to_list() == few_records.to_list()
+    assert len(load_training_data(tmp_path / "records", limit=3)[0]) == 3
+    assert len(load_training_data(tmp_path / "records", limit=10)[0]) == len(few_records)
+    rows, validation = load_training_data(tmp_path / "rows.parquet", limit=1)
+    assert validation is None
     assert rows.to_list() == load_rows(tmp_path / "rows.parquet").to_list()[:1], "the first with an instruction"
     (tmp_path / "other.jsonl").write_text('{"document": "a"}\n')
     with pytest.raises(RecordError, match=r"other\.jsonl, row 1: the column 'query_positive' is missing"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from dataset_builder.cli import agreement, analyze, build, check, judge, publish, repair
-from dataset_builder.cli.errors import run
+from sentence_transformers_inf.cli.errors import run
 
 app = typer.Typer(
     help="Build, judge and compare instruction-following retrieval data.",

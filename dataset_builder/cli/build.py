@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from rich.table import Table
 
-from dataset_builder.cli.errors import error_line
 from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, Concurrency, Effort, console, stderr
 from dataset_builder.cli.progress import show_progress
+from sentence_transformers_inf.cli.errors import error_line
 
 if TYPE_CHECKING:
     from dataset_builder.errors import Stop

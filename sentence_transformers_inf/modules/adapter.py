@@ -70,6 +70,8 @@ def check_base(settings: dict[str, Any], base: SentenceTransformer) -> None:
         ValueError: It has other dimensions, other weights, another pooling or other modules after it.
     """
     name = settings["base"] + (f" (revision {settings['revision']})" if settings["revision"] else "")
+    if "fingerprints" not in settings:
+        raise ValueError(f"the adapter for {name} was saved by an earlier version of this package: train it again")
     if (dimension := base.get_embedding_dimension()) != settings["dimension"]:
         raise ValueError(
             f"the adapter was made for {name}, whose embeddings have {settings['dimension']} dimensions, and this base "

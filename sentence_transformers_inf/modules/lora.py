@@ -42,7 +42,7 @@ def lora_targets(encoder: nn.Module) -> list[str]:
     """The paths of the feed-forward layers in an encoder's stack: its linear layers outside of attention.
 
     A LoRA on these alone learns as well as one on all linear layers (Schulman et al. 2025, "LoRA Without Regret"; here,
-    docs/adapters.md) and costs less to encode with.
+    docs/history.md) and costs less to encode with.
     """
     paths = {
         f"{prefix}.{name}"

@@ -54,8 +54,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
 
     Args:
         model: Hub id or folder of any SentenceTransformer that begins with a Transformer, or a loaded one, which is changed
-        in
-            place. ``None``: the bundled all-MiniLM-L6-v2. What was trained before is trained further.
+            in place. ``None``: the bundled all-MiniLM-L6-v2. What was trained before is trained further.
         args: The settings; ``None``: the defaults.
         train_dataset: InF-IR records (:func:`~sentence_transformers_inf.load_records`), rows of other corpora
             (:func:`~sentence_transformers_inf.load_rows`), or the columns of
@@ -138,7 +137,8 @@ class InstructionTrainer(SentenceTransformerTrainer):
 
         Args:
             resume_from_checkpoint: A checkpoint to go on from. ``None``: the last one of the same run, if it was
-            interrupted. *args: As for the host.
+                interrupted.
+            *args: As for the host.
             **kwargs: The same.
 
         Raises:
