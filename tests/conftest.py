@@ -2,9 +2,9 @@ import os
 
 # Nothing here loads from the Hub; set before any library reads it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# A thread for each core, or one where a test process has only one core (pytest -n), for what tests start as well. Set, and
-# not only by default: the processes of pytest -n inherit what their parent set.
-os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+# One thread: on small models a second one costs more than it gives, above all where several processes share the cores. Set,
+# and not only by default, for what tests start as well.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import datasets
 import pytest
