@@ -56,7 +56,8 @@ _SHAPE_THE_WEIGHTS = (
 """The host's arguments that an interrupted run must not change. What else it has is about saving, logging and machines."""
 
 _OF_THE_RUN = (
-    *("output_dir", "overwrite", "logging_steps", "save_total_limit", "hub_private_repo", "hub_strategy"),
+    *("output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "hub_private_repo"),
+    "hub_strategy",
     *("dataloader_pin_memory", "max_tokens_per_chunk"),
 )
 """The arguments of this class that do not decide the weights."""
@@ -138,7 +139,7 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
 
     # The run
     dropout: Optional[float] = _option(None, "Dropout of hidden states. Default: 0.1 where the encoder has dropout.")
-    evaluations: int = _option(4, "Evaluations and checkpoints, evenly over the run, unless save_steps is set.")
+    evaluations: int = _option(4, "Evaluations and checkpoints, evenly over the run.")
     overwrite: bool = _option(False, "Start anew in a folder that holds another or a finished run.")
 
     # The host's, with other defaults
@@ -150,6 +151,7 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     warmup_steps: float = _option(0.1, "Steps over which the learning rate rises; below 1: a share of all steps.")
     bf16: Optional[bool] = _option(None, "Encode in bfloat16; the loss stays in float32. Default: where it is fast.")
     logging_steps: float = _option(10, "Steps between two log lines.")
+    save_steps: Optional[float] = _option(None, "Steps between two checkpoints; below 1: a share. Default: by evaluations.")
     save_total_limit: Optional[int] = _option(2, "Checkpoints that are kept.")
     hub_strategy: str = _option("end", "When to push: end, or every_save, checkpoint, all_checkpoints of the host.")
     hub_private_repo: Optional[bool] = _option(True, "Whether a repository on the Hub that is created is private.")
@@ -163,6 +165,8 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
             self.use_cpu = True  # else the host refuses bfloat16
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
+        if self.save_steps is None:
+            self.save_steps = min(1 / self.evaluations, 1 - 1e-6)  # of all steps: the host takes 1 for one step
         super().__post_init__()
 
     def recipe(self) -> dict[str, Any]:
@@ -274,19 +278,25 @@ def _encoders(args: InstructionTrainingArguments, model: SentenceTransformer) ->
     return args.encoders or ("instructed" if own else "shared")
 
 
-def set_intervals(args: InstructionTrainingArguments, has_evaluator: bool) -> None:
-    """Spread evaluations and checkpoints evenly over the run, and let the host load the best by p-MRR at its end.
+def evaluate_with_checkpoints(args: InstructionTrainingArguments, metric: str | None) -> bool:
+    """Let the host evaluate whenever it writes a checkpoint, and load the best at its end.
 
     What the arguments say of that already stays.
+
+    Args:
+        args: Changed in place.
+        metric: What is highest for the best checkpoint; ``None``: nothing tells.
+
+    Returns:
+        Whether the host was told to load the best by ``metric``.
     """
-    share = min(1 / args.evaluations, 1 - 1e-6)  # of all steps: the host takes 1 for one step
-    if args.save_strategy == SaveStrategy.STEPS and args.save_steps == 500:
-        args.save_steps = share
-    if has_evaluator and args.eval_strategy == IntervalStrategy.NO:
+    if args.eval_strategy == IntervalStrategy.NO and args.save_strategy == SaveStrategy.STEPS:
         args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, args.save_steps
-    if has_evaluator and args.metric_for_best_model is None and args.save_strategy == SaveStrategy.STEPS:
-        args.metric_for_best_model, args.greater_is_better = "eval_validation_p_mrr", True
-        args.load_best_model_at_end = True
+    is_free = args.metric_for_best_model is None and not args.load_best_model_at_end
+    if metric is None or not is_free or args.eval_strategy.value != args.save_strategy.value:
+        return False
+    args.metric_for_best_model, args.greater_is_better, args.load_best_model_at_end = metric, True, True
+    return True
 
 
 def _prompts(model: SentenceTransformer) -> dict[str, str]:

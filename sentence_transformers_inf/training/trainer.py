@@ -37,7 +37,7 @@ from sentence_transformers_inf.records import (
     source_of,
     training_dataset,
 )
-from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, resolve, set_intervals
+from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, evaluate_with_checkpoints, resolve
 from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, fast_on_cpu
 from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout, loras_apart
 from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder
@@ -111,11 +111,15 @@ class InstructionTrainer(SentenceTransformerTrainer):
             view = view.select_columns(columns).add_column("label", passage_rows(view, passages).tolist())
             if eval_dataset is not None:
                 self._validation_vectors = vectors[passage_rows(eval_dataset, passages).ravel()]
-        if evaluator is None and eval_dataset is not None:
+        is_ours = evaluator is None and eval_dataset is not None
+        if eval_dataset is not None and is_ours:
             evaluator = InstructionFollowingEvaluator(
                 eval_dataset, name="validation", passage_embeddings=self._validation_vectors
             )
-        set_intervals(args, evaluator is not None and eval_dataset is not None)
+        self._chooses = False
+        if evaluator is not None:
+            metric = "eval_validation_p_mrr" if is_ours else None
+            self._chooses = evaluate_with_checkpoints(args, metric)
         args.ddp_static_graph = bool(args.ddp_static_graph) or len(encoders_of(model)) > 1  # a pass leaves one of them out
         super().__init__(
             model=model,
@@ -127,7 +131,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         )
         self.add_callback(MarkComplete())
         self.keep_last = KeepLast()
-        if args.load_best_model_at_end:
+        if self._chooses:
             self.add_callback(self.keep_last)
         self.run_folder = RunFolder(str(args.output_dir))
         self._recipe = _recipe(base, self._records, args)
@@ -173,7 +177,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         On few records the maximum over the checkpoints is mostly luck, while the last has learned at the lowest rate. So an
         earlier one must be ahead by more than the standard error, over the records, of its difference to the last.
         """
-        if not self.args.load_best_model_at_end or self._validation is None or self.state.best_model_checkpoint is None:
+        if not self._chooses or self.state.best_model_checkpoint is None:
             return
         measured = functools.partial(measure, records=self._validation, passage_embeddings=self._validation_vectors)
         best = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -298,11 +302,11 @@ def _is_view(data: Dataset) -> bool:
 def _check_columns(data: Dataset | None) -> Dataset:
     if data is None:
         raise ValueError("train_dataset is missing: pass records, for example load_records('mini', 'train')")
-    columns = set(data.column_names)
+    columns = set(data.column_names or ())
     if not (_is_view(data) or columns >= set(REQUIRED_COLUMNS) or columns >= set(ROW_COLUMNS)):
         raise ValueError(
             "train_dataset holds neither InF-IR records (load_records) nor rows (load_rows) nor their training view "
-            f"(training_dataset); it has the columns {', '.join(data.column_names)}"
+            f"(training_dataset); it has the columns {', '.join(sorted(columns))}"
         )
     return data
 
