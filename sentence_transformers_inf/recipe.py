@@ -1,11 +1,14 @@
-"""The recipe of a run: what it trained on and how, in a file beside the model."""
+"""Files of settings: the recipe of a run, beside the model, and YAML."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 RECIPE_FILE = "recipe.json"
 """The recipe's file in the output folder of a run; ``"finished": true`` once the model is saved beside it."""
@@ -23,3 +26,28 @@ def write_recipe(folder: str | Path, recipe: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+class _Loader(yaml.SafeLoader):
+    """With YAML 1.2's numbers: 3e-4 is one."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It holds no YAML, or no mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected names and their values, as num_train_epochs: 2")
+    return settings

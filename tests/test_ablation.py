@@ -130,7 +130,10 @@ def test_the_command_runs_what_is_missing_and_refuses_results_of_other_settings(
     ("text", "message"),
     [
         ("grid: [", "not valid YAML"),
-        ("- a", "expected the keys"),
+        ("- a", "expected names and their values"),
+        ("cells: {mine: {learning_rate: fast}}", "mine: "),
+        ("cells: {mine: {objective: uni_Q}}", "mine: unknown objective"),
+        ("cells: {mine: {report_to: wandb}}", "mine: there is no argument 'report_to'"),
         ("gird: {objective: [uni_P]}", "unknown key 'gird'"),
         ("grid: {objective: uni_P}", "grid: objective must be a list"),
         ("grid: {objectve: [uni_P]}", "there is no argument 'objectve'"),
@@ -150,14 +153,14 @@ def test_mistakes_in_a_configuration_are_named(tmp_path, text, message):
 def test_a_grid_is_every_combination_and_cells_are_added(tmp_path):
     (tmp_path / "config.yaml").write_text(
         "settings: {num_train_epochs: 1}\ngrid: {objective: [uni_P, multi_P_I], plain_weight: [0, 1]}\n"
-        "cells: {long: {num_train_epochs: 9}}"
+        "cells: {long: {num_train_epochs: 9, learning_rate: 3e-4}}"
     )
     ablation = read_config(tmp_path / "config.yaml")
     assert list(ablation.cells) == [
         "objective uni_P, plain_weight 0", "objective uni_P, plain_weight 1", "objective multi_P_I, plain_weight 0",
         "objective multi_P_I, plain_weight 1", "long", BASELINE,
     ]  # fmt: skip
-    assert ablation.cells["long"] == {"data": "mini", "num_train_epochs": 9}
+    assert ablation.cells["long"] == {"data": "mini", "num_train_epochs": 9, "learning_rate": 0.0003}
     assert ablation.cells[BASELINE] == {"data": "mini", "num_train_epochs": 1, "instructions": False}
     assert (ablation.evaluate, ablation.seeds, ablation.axis) == ({"data": "mini", "split": "validation"}, [42], None)
 

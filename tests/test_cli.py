@@ -159,7 +159,7 @@ def test_arguments_come_from_a_file_and_the_command_line_counts_before_it(tiny, 
     ("text", "message"),
     [
         ("epoch: 3", "there is no argument 'epoch'"),
-        ("[1, 2]", "expected arguments by name"),
+        ("[1, 2]", "expected names and their values"),
         ("a: [", "not valid YAML"),
         (None, "no such file"),
     ],

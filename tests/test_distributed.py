@@ -35,7 +35,12 @@ def test_two_processes_agree_with_one(base, tmp_path, objective, cached, data):
         assert torch.allclose(together["gradients"][name], gradient, rtol=0, atol=1e-9), name
 
 
-def test_torchrun_trains_as_one_process_does(tiny, few_records, tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "whole"),
+    [("evaluations=1", 4), ("evaluations=1, gradient_accumulation_steps=2", 2), ("evaluations=1, mini_batch_size=3", 4)],
+    ids=["plain", "accumulation", "GradCache"],
+)
+def test_torchrun_trains_as_one_process_does(tiny, few_records, tmp_path, settings, whole):
     """The same records a step, two processes with half of them each: the same weights."""
     few_records.to_parquet(tmp_path / "data" / "train.parquet")
     script = tmp_path / "script.py"
@@ -43,16 +48,16 @@ def test_torchrun_trains_as_one_process_does(tiny, few_records, tmp_path):
         "import sys, torch; torch.set_num_threads(1)\n"
         "from sentence_transformers_inf import InstructionTrainer, InstructionTrainingArguments, load_records\n"
         "args = InstructionTrainingArguments(output_dir=sys.argv[3], per_device_train_batch_size=int(sys.argv[4]),\n"
-        "    num_train_epochs=5, dropout=0.0, warmup_steps=0, learning_rate=1e-3, evaluations=1, bf16=False,\n"
-        "    frozen_layers=1, disable_tqdm=True, report_to='none')\n"
+        "    num_train_epochs=5, dropout=0.0, warmup_steps=0, learning_rate=1e-3, bf16=False,\n"
+        f"    frozen_layers=1, disable_tqdm=True, report_to='none', {settings})\n"
         "records = load_records(sys.argv[1])\n"
         "InstructionTrainer(sys.argv[2], args, records, records).train()\n"
     )
     arguments = [str(script), str(tmp_path / "data"), tiny]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for launcher, name, batch_size in (([sys.executable], "one", "4"), (torchrun, "two", "2")):
-        command = [*launcher, *arguments, str(tmp_path / name), batch_size]
+    for launcher, name, batch_size in (([sys.executable], "one", whole), (torchrun, "two", whole // 2)):
+        command = [*launcher, *arguments, str(tmp_path / name), str(batch_size)]
         subprocess.run(command, check=True, timeout=300, env=environment)
     before = load_file(Path(tiny) / "model.safetensors")
     for encoder in ("instructed_0_Transformer", "base_0_Transformer"):

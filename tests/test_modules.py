@@ -132,6 +132,17 @@ def test_a_copy_is_the_same_model_and_independent(kind):
     assert encoder_of(model)[0].template == "{query} {instruction}"
 
 
+class Extended(InstructionTransformer):
+    """As somebody else may write it."""
+
+
+def test_a_class_that_extends_ours_is_copied_and_unpickled_as_itself(tiny):
+    extended = Extended(tiny)
+    for again in (copy.deepcopy(extended), pickle.loads(pickle.dumps(extended))):
+        assert type(again) is Extended
+        assert again.template == extended.template
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_the_base_of_a_copied_adapter_is_the_copy_s(tiny, duplicate):
     model = made("copy", tiny)

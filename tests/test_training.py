@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from sentence_transformers import (
@@ -267,6 +268,54 @@ def test_a_finished_model_is_replaced_when_that_is_asked_for(corpus, tiny, tmp_p
         assert json.loads((tmp_path / "model" / "recipe.json").read_text())["settings"]["seed"] == seed
 
 
+def test_nothing_of_a_replaced_model_stays_beside_the_new_one(corpus, tiny, tmp_path):
+    quick = {"limit": 2, "evaluations": 1, "num_train_epochs": 1}
+    train(corpus, tiny, tmp_path / "model", update="queries", lora_r=4, frozen_layers=None, **quick)
+    assert (tmp_path / "model" / "instruction_adapter.json").exists()
+    train(corpus, tiny, tmp_path / "model", encoders="shared", overwrite=True, **quick)
+    names = {path.name for path in (tmp_path / "model").rglob("*")}
+    assert not names & {"instruction_adapter.json", "adapter_config.json"}
+    assert len(encoders_of(load_instruction_model(tmp_path / "model"))) == 1
+    foreign = tmp_path / "thesis"
+    (foreign / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="holds no run"):
+        train(corpus, tiny, foreign, overwrite=True)
+    assert (foreign / "checkpoint-1").is_dir()
+
+
+def test_a_model_may_be_evaluated_before_and_saved_elsewhere_after(corpus, tiny, tmp_path):
+    made = trainer(corpus, tiny, tmp_path / "model", limit=2, evaluations=1, num_train_epochs=1)
+    assert "eval_validation_p_mrr" in made.evaluate()
+    made.save_model(str(tmp_path / "untrained"))
+    assert not (tmp_path / "untrained" / "recipe.json").exists()
+    made.train()
+    made.save_model(str(tmp_path / "elsewhere"))
+    assert (tmp_path / "elsewhere" / "recipe.json").read_bytes() == (tmp_path / "model" / "recipe.json").read_bytes()
+    assert "# elsewhere" in (tmp_path / "elsewhere" / "README.md").read_text()
+    asked = [{"instruction": "Brief.", "query": "vaccines"}]
+    assert np.array_equal(load_instruction_model(tmp_path / "elsewhere").encode(asked), made.model.encode(asked))
+
+
+@pytest.mark.parametrize(
+    ("given", "strategy", "loads_best"),
+    [
+        ({}, "steps", True),
+        ({"load_best_model_at_end": False}, "steps", False),
+        ({"load_best_model_at_end": True, "save_strategy": "epoch", "eval_strategy": "epoch"}, "epoch", True),
+        ({"save_strategy": "epoch"}, "epoch", True),
+        ({"save_strategy": "no"}, "steps", False),
+        ({"eval_strategy": "steps", "eval_steps": 5}, "steps", False),
+    ],
+)
+def test_it_evaluates_however_checkpoints_are_written(corpus, tiny, tmp_path, given, strategy, loads_best):
+    made = trainer(corpus, tiny, tmp_path / "model", **given)
+    assert made.args.eval_strategy.value == strategy
+    assert bool(made.args.load_best_model_at_end) is loads_best
+    assert made.args.metric_for_best_model == ("eval_validation_p_mrr" if loads_best else None)
+    made.train()
+    assert [log for log in made.state.log_history if "eval_validation_p_mrr" in log]
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -285,6 +334,7 @@ def test_a_finished_model_is_replaced_when_that_is_asked_for(corpus, tiny, tmp_p
         ({"update": "queries", "instructions": False}, "leave instructions on"),
         ({"lora_r": -1}, "lora_r must not be negative"),
         ({"lora_r": 4, "frozen_layers": 1}, "a LoRA keeps all layers"),
+        ({"hub_strategy": "every_save", "hub_token": "hf_secret"}, "leave hub_token out"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(corpus, tiny, tmp_path, bad, message):
@@ -298,6 +348,15 @@ def test_a_base_or_data_that_are_not_there_are_named(corpus, tmp_path, few_recor
         train(corpus, "/no/such/model", tmp_path / "model")
     with pytest.raises(ValueError, match="train_dataset is missing"):
         InstructionTrainer()
+    with pytest.raises(ValueError, match=r"one split, a datasets.Dataset, not DatasetDict"):
+        InstructionTrainer(train_dataset=DatasetDict(train=few_records))
+    view = training_dataset(few_records)
+    with pytest.raises(ValueError, match="eval_dataset holds no InF-IR records"):
+        InstructionTrainer(train_dataset=few_records, eval_dataset=view)
+    with pytest.raises(ValueError, match="instructions=False needs records or rows"):
+        InstructionTrainer(args=InstructionTrainingArguments(instructions=False), train_dataset=view)
+    with pytest.raises(ValueError, match="model_init would replace the encoders"):
+        InstructionTrainer(train_dataset=few_records, model_init=lambda: None)
     with pytest.raises(ValueError, match=r"neither InF-IR records .* it has the columns topic"):
         InstructionTrainer(train_dataset=few_records.select_columns(["topic"]))
 
@@ -373,6 +432,15 @@ def test_the_host_s_trainer_is_all_there(corpus, tiny, tmp_path, connected):
     loaded = load_instruction_model("user/obedient")
     pair = {"instruction": "Brief.", "query": "vaccines"}
     assert np.array_equal(loaded.encode(pair), made.model.encode(pair))
+
+
+def test_the_host_pushes_at_every_save_to_the_repository_that_it_names(corpus, tiny, tmp_path, connected):
+    made = trainer(corpus, tiny, tmp_path / "often", 2, push_to_hub=True, hub_strategy="every_save", evaluations=2)
+    made.train()
+    made.push_to_hub()
+    repo = f"{HfApi().whoami()['name']}/often"
+    assert made.hub_model_id == repo
+    assert {"README.md", "modules.json"} <= set(HfApi().list_repo_files(repo))
 
 
 def steps(loss):

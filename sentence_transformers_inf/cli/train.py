@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-import yaml
 
 from sentence_transformers_inf.cli.tables import console, print_line
+from sentence_transformers_inf.recipe import read_yaml
 
 if TYPE_CHECKING:
     from sentence_transformers_inf.training import InstructionTrainingArguments
@@ -27,7 +27,6 @@ def train(context: typer.Context) -> None:
     from sentence_transformers_inf.corpora import load_training_data
     from sentence_transformers_inf.hub.errors import claim_repo
     from sentence_transformers_inf.training import InstructionTrainer
-    from sentence_transformers_inf.training.encoders import describe, hardware
 
     script, args = parse(context.args)
     if args.push_to_hub:  # a refusal now and not after the training
@@ -38,8 +37,7 @@ def train(context: typer.Context) -> None:
     trainer = InstructionTrainer(script.base, args, records, validation)
     is_main = trainer.is_world_process_zero()
     if is_main:
-        precision = "bfloat16" if trainer.args.bf16 else "float32"
-        print_line(f"{describe(trainer.model)}; {precision} on {hardware()}")
+        print_line(trainer.summary())
     trainer.train()
     trainer.run_folder.remove_checkpoints()
     if is_main:
@@ -74,14 +72,7 @@ def read_config(path: Path, names: set[str]) -> dict[str, Any]:
         FileNotFoundError: No such file.
         ValueError: Not YAML, or an argument that there is not; the message names it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected arguments by name, as num_train_epochs: 2")
+    config = read_yaml(path)
     if unknown := sorted(str(name) for name in config if name not in names):
         raise ValueError(f"{path}: there is no argument {unknown[0]!r} (inf-embed train --help-all lists all)")
     return config

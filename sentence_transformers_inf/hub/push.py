@@ -12,7 +12,7 @@ from sentence_transformers_inf.modules import load_instruction_model
 from sentence_transformers_inf.recipe import RECIPE_FILE, read_recipe
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
-_NOT_PUSHED = ["eval/*", "checkpoint-*/*", ".cache/*", *_PICKLES]
+_NOT_PUSHED = ["eval/*", "runs/*", "checkpoint-*/*", ".cache/*", *_PICKLES]
 
 
 def push_model(
@@ -77,5 +77,5 @@ def _check_pushable(folder: Path) -> None:
 
 
 def _of_run(path: Path, folder: Path) -> bool:
-    """Whether a file is in a checkpoint of the run, which is not pushed."""
-    return path.relative_to(folder).parts[0].startswith("checkpoint-")
+    """Whether a file is the host's, of the run, which is not pushed."""
+    return path.relative_to(folder).parts[0].startswith("checkpoint-") or path.name == "training_args.bin"

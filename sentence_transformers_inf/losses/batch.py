@@ -101,11 +101,11 @@ def draw(
         if sampled_instructions is not None:
             drawn = generator.sample(pool, min(len(pool), sampled_instructions + len(instructions)))
             sampled = [other for other in drawn if other not in instructions][:sampled_instructions]
+        first_row = len(draws.candidates)
         if number in own:
             for instruction, query in record:
                 twins = [other for other in instructions if other != instruction and sampled_instructions is not None]
                 draws.candidates.append([(other, query) for other in [*twins, *sampled]])
-        first_row = sum(len(records[earlier]) for earlier in own if earlier < number)
         for query in dict.fromkeys(query for _, query in record) if plain else ():
             column = generator.choice([place for place, (_, other) in enumerate(record) if other == query])
             if number in own:
@@ -141,7 +141,8 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
 
     # What is no negative of what: among the rows of all processes and the further negatives that count.
     first_at = {negative: at for at, negative in reversed(list(enumerate(negatives)))}
-    new = sorted(at for negative, at in first_at.items() if negative not in set(right))
+    known = set(right)
+    new = sorted(at for negative, at in first_at.items() if negative not in known)
     pair_codes, passage_codes = _codes(rows), _codes([*right, *(negatives[at] for at in new)])
     same_pair = pair_codes[own_rows, None] == pair_codes
     same_passage = passage_codes[own_rows, None] == passage_codes

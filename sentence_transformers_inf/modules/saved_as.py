@@ -6,6 +6,7 @@ have the weights and files of their hosts. Saved under the host's name, a folder
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ def saved_as(host: type[nn.Module]) -> Callable[[_Class], _Class]:
             return host.__repr__(self).replace(host.__name__, place[1], 1)
 
         def __reduce__(self: nn.Module) -> tuple[Any, ...]:
+            if type(self) is not cls:  # a class of somebody else's that extends ours
+                return copyreg.__newobj__, (type(self),), self.__dict__  # type: ignore[attr-defined]
             return _empty, place, self.__dict__
 
         cls.__repr__, cls.__reduce__ = __repr__, __reduce__  # type: ignore[method-assign, assignment]

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
@@ -38,7 +37,7 @@ from sentence_transformers_inf.corpora import bundled_base, load_training_data
 from sentence_transformers_inf.evaluation import METRICS, measure
 from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
 from sentence_transformers_inf.modules import load_instruction_model
-from sentence_transformers_inf.recipe import read_recipe
+from sentence_transformers_inf.recipe import read_recipe, read_yaml
 from sentence_transformers_inf.records import load_records
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, ScriptArguments
 from sentence_transformers_inf.training.run_folder import RunFolder
@@ -51,7 +50,7 @@ BASELINE = "no instructions"
 
 BASE = "base model"
 
-_NOT_IN_A_CELL = {"output_dir", "overwrite", "seed", "passage_embeddings"}
+_NOT_IN_A_CELL = {"output_dir", "overwrite", "seed", "passage_embeddings", "disable_tqdm", "report_to"}
 
 
 @dataclass(frozen=True)
@@ -98,15 +97,8 @@ def read_config(path: Path) -> Ablation:
         FileNotFoundError: No such file.
         ValueError: Not YAML, or a key, an option or a value that cannot be; the message names it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({error})") from error
+    config = read_yaml(path)
     allowed = {"data": str, "evaluate": dict, "seeds": list, "settings": dict, "grid": dict, "cells": dict}
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected the keys {', '.join(allowed)}")
     for key, value in config.items():
         if key not in allowed:
             raise ValueError(f"{path}: unknown key {key!r}; there are {', '.join(allowed)}")
@@ -138,6 +130,10 @@ def read_config(path: Path) -> Ablation:
             raise ValueError(
                 f"{path}: {name}: there is no argument {unknown[0]!r} of a training (inf-embed train --help lists them)"
             )
+        try:
+            _arguments(given, output_dir="not written")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
     evaluate = {"data": shared["data"], "split": "validation", **config.get("evaluate", {})}
     numbers = [name for name, values in grid.items() if all(isinstance(value, (int, float)) for value in values)]
     return Ablation(cells, seeds, evaluate, numbers[0] if len(grid) == 1 and numbers else None)
@@ -214,13 +210,15 @@ def _once(path: Path, settings: dict[str, Any], ablation: Ablation, run: Callabl
 
 def _train(options: dict[str, Any], output: Path, seed: int, show_progress: bool) -> None:
     """Train one cell with one seed."""
+    script, args = _arguments(options, output_dir=str(output), seed=seed, disable_tqdm=not show_progress, report_to="none")
+    InstructionTrainer(script.base, args, *load_training_data(script.data, script.max_records)).train()
+
+
+def _arguments(options: dict[str, Any], **settings: Any) -> tuple[ScriptArguments, InstructionTrainingArguments]:
     of_script = {entry.name for entry in dataclasses.fields(ScriptArguments)}
     script = ScriptArguments(**{name: value for name, value in options.items() if name in of_script})
-    settings = {name: value for name, value in options.items() if name not in of_script}
-    args = InstructionTrainingArguments(
-        output_dir=str(output), seed=seed, disable_tqdm=not show_progress, report_to="none", **settings
-    )
-    InstructionTrainer(script.base, args, *load_training_data(script.data, script.max_records)).train()
+    settings |= {name: value for name, value in options.items() if name not in of_script}
+    return script, InstructionTrainingArguments(**settings)
 
 
 def _folder_name(name: str) -> str:

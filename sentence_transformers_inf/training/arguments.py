@@ -153,6 +153,10 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     logging_steps: float = _option(10, "Steps between two log lines.")
     save_steps: Optional[float] = _option(None, "Steps between two checkpoints; below 1: a share. Default: by evaluations.")
     save_total_limit: Optional[int] = _option(2, "Checkpoints that are kept.")
+    load_best_model_at_end: Optional[bool] = _option(
+        None,
+        "End with the best checkpoint. Default: with the last, unless the best is ahead by more than its standard error.",
+    )
     hub_strategy: str = _option("end", "When to push: end, or every_save, checkpoint, all_checkpoints of the host.")
     hub_private_repo: Optional[bool] = _option(True, "Whether a repository on the Hub that is created is private.")
     dataloader_pin_memory: Optional[bool] = _option(None, "Pin memory for faster transfers. Default: with CUDA.")
@@ -206,6 +210,11 @@ def _check(args: InstructionTrainingArguments) -> None:
             raise ValueError(f"{name} must not be negative, got {value}")
     if args.lora_r and args.frozen_layers:
         raise ValueError("a LoRA keeps all layers as they are: leave frozen_layers out")
+    if args.hub_token and args.hub_strategy != "end":
+        raise ValueError(
+            f"hub_strategy={args.hub_strategy!r} lets the host upload its arguments, hub_token among them: log in with "
+            "`hf auth login`, or set HF_TOKEN, and leave hub_token out"
+        )
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise ValueError(f"dropout must be at least 0 and less than 1, got {args.dropout}")
 
@@ -245,7 +254,7 @@ def resolve(args: InstructionTrainingArguments, model: SentenceTransformer) -> I
     if args.prompts is None:
         args.prompts = _prompts(model)
     if args.encoders == "instructed" and not args.learning_rate_mapping:
-        args.learning_rate_mapping = {r"sub_modules\.base\.": PASSAGE_RATE * float(args.learning_rate or 0)}
+        args.learning_rate_mapping = {r"sub_modules\.base\.": round(PASSAGE_RATE * float(args.learning_rate or 0), 12)}
     return args
 
 
@@ -290,13 +299,20 @@ def evaluate_with_checkpoints(args: InstructionTrainingArguments, metric: str | 
     Returns:
         Whether the host was told to load the best by ``metric``.
     """
-    if args.eval_strategy == IntervalStrategy.NO and args.save_strategy == SaveStrategy.STEPS:
-        args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, args.save_steps
-    is_free = args.metric_for_best_model is None and not args.load_best_model_at_end
-    if metric is None or not is_free or args.eval_strategy.value != args.save_strategy.value:
+    if args.eval_strategy == IntervalStrategy.NO:
+        by_epoch = args.save_strategy == SaveStrategy.EPOCH
+        args.eval_strategy = IntervalStrategy.EPOCH if by_epoch else IntervalStrategy.STEPS
+        args.eval_steps = args.save_steps
+    together = args.eval_strategy.value == args.save_strategy.value and args.eval_steps == args.save_steps
+    is_unnamed = args.metric_for_best_model in (None, "loss")  # "loss": the host's own, of which there is none
+    if metric is None or not is_unnamed or args.load_best_model_at_end is False:
         return False
-    args.metric_for_best_model, args.greater_is_better, args.load_best_model_at_end = metric, True, True
-    return True
+    if args.load_best_model_at_end:
+        args.metric_for_best_model, args.greater_is_better = metric, True
+        return False
+    if together:
+        args.metric_for_best_model, args.greater_is_better, args.load_best_model_at_end = metric, True, True
+    return together
 
 
 def _prompts(model: SentenceTransformer) -> dict[str, str]:
@@ -310,8 +326,8 @@ def _prompts(model: SentenceTransformer) -> dict[str, str]:
 
 def has_fast_bfloat16(use_cpu: bool = False) -> bool:
     """Whether this machine has instructions for bfloat16: a GPU that does, or an x86 CPU with AMX or AVX512-BF16."""
-    if torch.cuda.is_available() and not use_cpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.accelerator.is_available() and not use_cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if not CPUINFO.exists():
         return False
     lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -175,10 +176,8 @@ def describe(model: SentenceTransformer) -> str:
     return f"{'; '.join(parts)}; {trained:,} weights are trained"
 
 
-def hardware() -> str:
-    """What the machine computes with."""
-    import platform
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def hardware(device: torch.device) -> str:
+    """What a model on a device computes with."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"

@@ -1,4 +1,4 @@
-"""The output folder of a training run: claimed by one run, resumed where it stopped, and finished.
+"""The output folder of a training run: one run's, resumed where it stopped, and finished.
 
 Everything is written whole or not at all. Of the processes of a run, the first one writes, and the others wait for it.
 """
@@ -21,6 +21,10 @@ COMPLETE_FILE = "complete"
 """In a checkpoint that was written to its end."""
 
 
+_OF_THE_HOST = {"eval", "runs"}
+"""What the host writes before a run."""
+
+
 class MarkComplete(TrainerCallback):
     """Marks every checkpoint that was written to its end."""
 
@@ -40,13 +44,18 @@ class KeepLast(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Called before the first step, after a checkpoint was loaded."""
-        self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+        self.weights = copy_of_weights(model)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Called after a checkpoint was saved."""
         self.on_train_begin(args, state, control, model)
+
+
+def copy_of_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's weights in main memory, for ``load_state_dict``."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
 class RunFolder:
@@ -69,7 +78,7 @@ class RunFolder:
 
         Args:
             recipe: What decides the weights.
-            overwrite: Start anew in a folder that holds another or a finished run.
+            overwrite: Start anew in a folder that holds another or a finished run: all that it holds is removed.
 
         Raises:
             FileExistsError: It holds a finished model, an unfinished run of another recipe, or something else.
@@ -80,9 +89,9 @@ class RunFolder:
 
     def _claim(self, recipe: dict[str, Any], overwrite: bool) -> str | None:
         recipe = json.loads(json.dumps(recipe))
-        if overwrite:
-            (self.path / RECIPE_FILE).unlink(missing_ok=True)
-            self.remove_checkpoints()
+        if overwrite and (self.path / RECIPE_FILE).exists():  # nothing of one model may stay beside another
+            for entry in self.path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         if (earlier := read_recipe(self.path)) is not None:
             if earlier.get("finished", False):
                 return f"{self.path} holds a finished model: name another output_dir, or overwrite it"
@@ -92,7 +101,7 @@ class RunFolder:
                     f"{self.path} holds an unfinished run with another {name} ({before!r}, now {now!r}): name another "
                     "output_dir, or overwrite it"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
+        elif self.path.is_dir() and any(entry.name not in _OF_THE_HOST for entry in self.path.iterdir()):
             return f"{self.path} is not empty and holds no run of this recipe: name another output_dir"
         self.path.mkdir(parents=True, exist_ok=True)
         write_recipe(self.path, recipe)
@@ -100,7 +109,7 @@ class RunFolder:
 
     def last_checkpoint(self) -> str | None:
         """The newest checkpoint that was written to its end."""
-        checkpoints = sorted(self.path.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
+        checkpoints = sorted(self.path.glob("checkpoint-[0-9]*"), key=lambda path: -int(path.name.rpartition("-")[2]))
         return next((str(path) for path in checkpoints if (path / COMPLETE_FILE).exists()), None)
 
     def finish(self, recipe: dict[str, Any]) -> None:
@@ -109,7 +118,7 @@ class RunFolder:
 
     def remove_checkpoints(self) -> None:
         """Remove what only resuming needs."""
-        for path in self.path.glob("checkpoint-*"):
+        for path in self.path.glob("checkpoint-[0-9]*"):
             shutil.rmtree(path, ignore_errors=True)
 
 

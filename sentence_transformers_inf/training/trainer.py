@@ -40,9 +40,12 @@ from sentence_transformers_inf.records import (
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, evaluate_with_checkpoints, resolve
 from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, fast_on_cpu
 from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout, loras_apart
-from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder
+from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder, copy_of_weights
 
 logger = logging.get_logger(__name__)
+
+IN_MEMORY = "a model in memory"
+"""The base's name in a recipe where it has none."""
 
 
 class InstructionTrainer(SentenceTransformerTrainer):
@@ -93,13 +96,20 @@ class InstructionTrainer(SentenceTransformerTrainer):
         **kwargs: Any,
     ) -> None:
         args = InstructionTrainingArguments() if args is None else args
+        if kwargs.get("model_init") is not None:
+            raise ValueError("model_init would replace the encoders that the arguments ask for: pass model")
         set_seed(args.seed)
         base = _base_name(model)
         if not isinstance(model, SentenceTransformer):
             model = read_model(bundled_base() if model is None else str(model))
         args = resolve(args, model)
-        self._records, self._validation = _check_columns(train_dataset), eval_dataset
-        view = self._records if _is_view(self._records) else training_dataset(self._records, args.instructions)
+        self._records, self._validation = _check_train(train_dataset), _check_eval(eval_dataset)
+        is_view = TRAINING_COLUMNS[0] in self._records.column_names
+        if is_view and not args.instructions:
+            raise ValueError(
+                "instructions=False needs records or rows: their training view has the instructions in it already"
+            )
+        view = self._records if is_view else training_dataset(self._records, args.instructions)
         passages, vectors = self._passages(model, args, view)
         given = args.passage_embeddings is not None
         self._lora_base = lora_base(encoder_of(model)[0])  # type: ignore[arg-type]
@@ -120,7 +130,10 @@ class InstructionTrainer(SentenceTransformerTrainer):
         if evaluator is not None:
             metric = "eval_validation_p_mrr" if is_ours else None
             self._chooses = evaluate_with_checkpoints(args, metric)
-        args.ddp_static_graph = bool(args.ddp_static_graph) or len(encoders_of(model)) > 1  # a pass leaves one of them out
+        if (
+            len(encoders_of(model)) > 1 and args.mini_batch_size is None
+        ):  # each call of DDP's in a step leaves an encoder out
+            args.ddp_static_graph = True
         super().__init__(
             model=model,
             args=args,
@@ -129,19 +142,24 @@ class InstructionTrainer(SentenceTransformerTrainer):
             evaluator=evaluator,
             **kwargs,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("FSDP and DeepSpeed are not supported: the encoders are saved whole. Use torchrun alone (DDP)")
+        if args.ddp_static_graph:  # whose gradients PyTorch cannot leave unsynchronised while they accumulate
+            self.accelerator.no_sync = lambda model: contextlib.nullcontext()  # type: ignore[method-assign]
         self.add_callback(MarkComplete())
         self.keep_last = KeepLast()
         if self._chooses:
             self.add_callback(self.keep_last)
         self.run_folder = RunFolder(str(args.output_dir))
         self._recipe = _recipe(base, self._records, args)
+        self._is_trained = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, choose the checkpoint, and save the finished model with its recipe and card in ``output_dir``.
 
         Args:
             resume_from_checkpoint: A checkpoint to go on from. ``None``: the last one of the same run, if it was
-                interrupted.
+                interrupted. ``False``: none.
             *args: As for the host.
             **kwargs: The same.
 
@@ -149,8 +167,9 @@ class InstructionTrainer(SentenceTransformerTrainer):
             FileExistsError: ``output_dir`` holds a finished model, a run with other settings, or something else.
         """
         self.run_folder.claim(self._recipe, self.args.overwrite)
-        resume_from_checkpoint = resume_from_checkpoint or self.run_folder.last_checkpoint()
-        logger.info(f"{describe(self.model)}; {'bfloat16' if self.args.bf16 else 'float32'} on {hardware()}")
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.run_folder.last_checkpoint()
+        logger.info(self.summary())
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             stack.enter_context(loras_apart(self.model))
@@ -166,10 +185,17 @@ class InstructionTrainer(SentenceTransformerTrainer):
                 transformer.model.gradient_checkpointing_disable()
         self.choose_weights()
         self.model.requires_grad_(True)
-        if resume_from_checkpoint is None:  # else these are only the minutes since the interruption
-            self._recipe |= {"minutes": round((time.monotonic() - started) / 60, 1), "hardware": hardware()}
+        if not resume_from_checkpoint:  # else these are only the minutes since the interruption
+            minutes = round((time.monotonic() - started) / 60, 1)
+            self._recipe |= {"minutes": minutes, "hardware": hardware(self.model.device)}
+        self._is_trained = True
         self.save_model(_internal_call=True)
         return output
+
+    def summary(self) -> str:
+        """What is trained, in which precision and where, in a line."""
+        precision = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
+        return f"{describe(self.model)}; {precision} on {hardware(self.model.device)}"
 
     def choose_weights(self) -> None:
         """Take the last weights, unless the best by p-MRR on validation, which are loaded, are ahead of them beyond noise.
@@ -180,7 +206,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         if not self._chooses or self.state.best_model_checkpoint is None:
             return
         measured = functools.partial(measure, records=self._validation, passage_embeddings=self._validation_vectors)
-        best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        best = copy_of_weights(self.model)
         ahead = measured(self.model).values["p_mrr"]
         self.model.load_state_dict(self.keep_last.weights)
         ahead = ahead - measured(self.model).values["p_mrr"]
@@ -191,7 +217,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         """Save the model with its recipe and card.
 
         Args:
-            output_dir: Where to; ``None``: ``output_dir`` of the arguments, which is finished then.
+            output_dir: Where to; ``None``: ``output_dir`` of the arguments. The recipe and card are only of a trained model.
             _internal_call: Of the host: whether a checkpoint is saved, or the model before a push.
         """
         if output_dir is not None and _internal_call:  # a checkpoint, with all that is needed to go on
@@ -215,9 +241,11 @@ class InstructionTrainer(SentenceTransformerTrainer):
                 for transformer in encoders_of(model):
                     merge_lora(transformer)
             model.save_pretrained(str(folder.path), create_model_card=False)
-            name_base(folder.path, *(self._lora_base or (name, revision)))
-        folder.finish(self._recipe)
-        self.create_model_card()
+            if self._lora_base or name != IN_MEMORY:
+                name_base(folder.path, *(self._lora_base or (name, revision)))
+        if self._is_trained:
+            folder.finish(self._recipe)
+            self._write_card(folder)
 
     def push_to_hub(
         self,
@@ -246,7 +274,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        repo = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
+        repo = self.args.hub_model_id or self.hub_model_id or Path(str(self.args.output_dir)).resolve().name
         private = self.args.hub_private_repo if private is None else private
         return push_model(
             str(self.args.output_dir),
@@ -259,10 +287,14 @@ class InstructionTrainer(SentenceTransformerTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of the finished model in ``output_dir``; what the host would put on a card is not used."""
+        if self.is_world_process_zero():
+            self._write_card(self.run_folder)
+
+    def _write_card(self, folder: RunFolder) -> None:
         from sentence_transformers_inf.hub.card import write_model_card  # above this room
 
-        if self.is_world_process_zero() and self.run_folder.is_finished:
-            write_model_card(self.run_folder.path, name=self.args.hub_model_id, model=self.model)
+        if folder.is_finished:
+            write_model_card(folder.path, name=self.args.hub_model_id, model=self.model)
 
     def _passages(
         self, model: SentenceTransformer, args: InstructionTrainingArguments, view: Dataset
@@ -295,15 +327,11 @@ def _loss(
     return CachedInstructionContrastiveLoss(model, mini_batch_size=args.mini_batch_size, **options)
 
 
-def _is_view(data: Dataset) -> bool:
-    return TRAINING_COLUMNS[0] in data.column_names
-
-
-def _check_columns(data: Dataset | None) -> Dataset:
+def _check_train(data: Dataset | None) -> Dataset:
     if data is None:
         raise ValueError("train_dataset is missing: pass records, for example load_records('mini', 'train')")
-    columns = set(data.column_names or ())
-    if not (_is_view(data) or columns >= set(REQUIRED_COLUMNS) or columns >= set(ROW_COLUMNS)):
+    columns = _columns(data, "train_dataset")
+    if TRAINING_COLUMNS[0] not in columns and not (columns >= set(REQUIRED_COLUMNS) or columns >= set(ROW_COLUMNS)):
         raise ValueError(
             "train_dataset holds neither InF-IR records (load_records) nor rows (load_rows) nor their training view "
             f"(training_dataset); it has the columns {', '.join(sorted(columns))}"
@@ -311,12 +339,27 @@ def _check_columns(data: Dataset | None) -> Dataset:
     return data
 
 
+def _check_eval(data: Dataset | None) -> Dataset | None:
+    if data is not None and not (columns := _columns(data, "eval_dataset")) >= set(REQUIRED_COLUMNS):
+        raise ValueError(
+            "eval_dataset holds no InF-IR records (load_records); it has the columns "
+            f"{', '.join(sorted(columns))}. For other data pass an evaluator, and no eval_dataset"
+        )
+    return data
+
+
+def _columns(data: Dataset, name: str) -> set[str]:
+    if not isinstance(data, Dataset):
+        raise ValueError(f"{name} must be one split, a datasets.Dataset, not {type(data).__name__}")
+    return set(data.column_names)
+
+
 def _base_name(model: str | Path | SentenceTransformer | None) -> str:
     """What a recipe calls the base model."""
     if model is None:
         return BUNDLED_BASE
     if isinstance(model, SentenceTransformer):
-        return model.model_card_data.base_model or "a model in memory"
+        return model.model_card_data.base_model or IN_MEMORY
     return str(model)
 
 
@@ -328,7 +371,7 @@ def _recipe(base: str, records: Dataset, args: InstructionTrainingArguments) -> 
     source = source_of(records)
     return {
         "base": base,
-        "base_on_hub": not Path(base).exists() and base != "a model in memory",
+        "base_on_hub": not Path(base).exists() and base != IN_MEMORY,
         "license": _license(base),
         "data": None if source is None else source.name,
         "data_on_hub": source is not None and source.on_hub,
