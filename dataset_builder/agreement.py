@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,8 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
     labels: dict[str, dict[str, str]] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
-            rows = (
-                list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file if line.strip()]
-            )
+            is_csv = path.suffix == ".csv"
+            rows = list(csv.DictReader(file)) if is_csv else [json.loads(line) for line in file if line.strip()]
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not valid JSON Lines ({error})") from error
     for number, row in enumerate(rows, start=1):
@@ -82,63 +82,47 @@ def agreement(labels: dict[str, dict[str, str]], humans: Sequence[str], seed: in
         raise ValueError(f"there is no annotator {missing[0]!r}; there are {', '.join(sorted(labels))}")
     if not humans:
         raise ValueError(f"name at least one human annotator; there are {', '.join(sorted(labels))}")
-    numbers = {
-        label: number for number, label in enumerate(sorted({x for of_one in labels.values() for x in of_one.values()}))
-    }
+    found_labels = sorted({label for of_one in labels.values() for label in of_one.values()})
+    number = {label: row for row, label in enumerate(found_labels)} | {None: -1}
     items = sorted({item for of_one in labels.values() for item in of_one})
-    codes = {
-        name: np.array([numbers[of_one[item]] if item in of_one else -1 for item in items])
-        for name, of_one in labels.items()
-    }
-    draws = np.random.default_rng(seed).integers(len(items), size=(_RESAMPLES, len(items)))
-    counts = np.array([np.bincount(draw, minlength=len(items)) for draw in draws], dtype=np.float64)
+    codes = {name: np.array([number[of_one.get(item)] for item in items]) for name, of_one in labels.items()}
+    resamples = np.random.default_rng(seed).integers(len(items), size=(_RESAMPLES, len(items)))
+    draws = [np.arange(len(items)), *resamples]
     found = []
     for name, first in codes.items():
         pairs = [(first, codes[human], (first >= 0) & (codes[human] >= 0)) for human in humans if human != name]
         pairs = [pair for pair in pairs if pair[2].any()]
         if not pairs:
             continue
-        kappa = float(np.mean([_kappa(first[both], second[both]) for first, second, both in pairs]))
-        resampled = [_kappas(first[both], second[both], counts[:, both]) for first, second, both in pairs]
-        low, high = np.nanpercentile(np.nanmean(resampled, axis=0), [2.5, 97.5])
+        kappas = [
+            [_kappa(first[draw[both[draw]]], second[draw[both[draw]]]) for draw in draws] for first, second, both in pairs
+        ]
+        kappa, *resampled = np.nanmean(kappas, axis=0)
+        low, high = np.nanpercentile(resampled, [2.5, 97.5])
         common = np.any([both for _, _, both in pairs], axis=0)
-        found.append(Agreement(name, kappa, float(low), float(high), int(common.sum())))
+        found.append(Agreement(name, float(kappa), float(low), float(high), int(common.sum())))
     if not found:
         raise ValueError("no annotator shares items with a human")
     return sorted(found, key=lambda entry: (entry.annotator in humans, -entry.kappa))
 
 
 def _kappa(first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
-    """Cohen's kappa; 1.0 where both gave one and the same label throughout, which scikit-learn leaves undefined."""
+    """Cohen's kappa; NaN without items, 1.0 where both gave one and the same label throughout."""
+    if not len(first):
+        return math.nan
     return 1.0 if np.array_equal(first, second) else float(cohen_kappa_score(first, second))
-
-
-def _kappas(first: NDArray[np.intp], second: NDArray[np.intp], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same for many resamples at once, from how often each of them drew each item; NaN for one that drew none.
-
-    A thousand calls of scikit-learn's function would take a second for each pair of annotators.
-    """
-    one_hot = np.eye(1 + max(first.max(), second.max()))
-    drawn = counts.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        observed = counts @ (first == second) / drawn
-        expected = np.sum((counts @ one_hot[first]) * (counts @ one_hot[second]), axis=1) / drawn**2
-        return np.where(expected == 1, 1.0, (observed - expected) / (1 - expected))
 
 
 def draw_chart(entries: Sequence[Agreement], humans: Sequence[str], path: Path) -> None:
     """A bar chart of :func:`agreement` as a PNG or SVG, humans in grey."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 0.5 * len(entries) + 1.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
-    names = [entry.annotator for entry in entries][::-1]
-    values = np.array([entry.kappa for entry in entries][::-1])
-    spread = np.abs(np.array([[entry.low, entry.high] for entry in entries][::-1]).T - values)
+    names = [entry.annotator for entry in reversed(entries)]
+    low, values, high = np.array([[entry.low, entry.kappa, entry.high] for entry in reversed(entries)]).T
     colours = ["0.6" if name in humans else "tab:blue" for name in names]
-    axes.barh(names, values, color=colours, xerr=spread, capsize=3)
+    axes.barh(names, values, color=colours, xerr=np.abs([low - values, high - values]), capsize=3)
     axes.set_xlabel("average pairwise Cohen's κ with the human annotators, 95% interval")
     axes.set_xlim(min(0.0, float(values.min()) - 0.1), 1)
     figure.savefig(path, dpi=150)

@@ -32,6 +32,8 @@ BATCH_RECORDS = 10_000
 _MAX_LINES, _MAX_BYTES = 50_000, 150_000_000
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _TRIES = 3
+_QUIET = 2.0
+"""Seconds without a new question after which those that wait are sent."""
 
 
 @dataclass
@@ -45,33 +47,16 @@ class _Question:
 
 
 class BatchTransport:
-    """A :class:`~dataset_builder.transport.Transport` over the Batch API.
+    """A :class:`~dataset_builder.transport.LiveTransport` over the Batch API, whose prices have ``factor=0.5``.
 
-    Args:
-        client: The client.
-        ledger: Where jobs and answers go.
-        prices: What answers cost; with ``factor=0.5``.
-        poll: Seconds between two looks at a job.
-        quiet: Seconds without a new question after which those that wait are sent.
-        log: Called with one line about a job.
+    ``poll`` is the seconds between two looks at a job; ``log`` is called with one line about it.
     """
 
     def __init__(
-        self,
-        client: openai.AsyncOpenAI,
-        ledger: Ledger,
-        prices: Prices,
-        *,
-        poll: float = 30.0,
-        quiet: float = 2.0,
-        log: Callable[[str], None] = lambda line: None,
+        self, client: openai.AsyncOpenAI, ledger: Ledger, prices: Prices, poll: float, log: Callable[[str], None]
     ) -> None:
-        self._client = client
-        self._ledger = ledger
-        self._prices = prices
-        self._poll = poll
-        self._quiet = quiet
-        self._log = log
+        self._client, self._ledger, self._prices = client, ledger, prices
+        self._poll, self._log = poll, log
         self._waiting: dict[str, _Question] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._jobs: set[asyncio.Task[None]] = set()
@@ -95,16 +80,15 @@ class BatchTransport:
             await self._ledger.keep_batch(tag, identifier, "done", models)
 
     async def send(self, key: str, model: str, body: dict[str, Any]) -> Answer:
-        """See :class:`~dataset_builder.transport.Transport`; returns when the job that carries the question has ended."""
-        question = _Question(model, body, asyncio.get_running_loop().create_future())
-        self._wait(key, question)
+        """As :meth:`.LiveTransport.send`; returns when the job that carries the question has ended."""
+        self._wait(key, question := _Question(model, body, asyncio.get_running_loop().create_future()))
         return await question.future
 
     def _wait(self, key: str, question: _Question) -> None:
         self._waiting[key] = question
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._quiet, self._flush)
+        self._timer = asyncio.get_running_loop().call_later(_QUIET, self._flush)
 
     def _flush(self) -> None:
         """Send what waits, in jobs of the size that the API allows."""
@@ -125,8 +109,7 @@ class BatchTransport:
             self._start(part, lines)
 
     def _start(self, part: dict[str, _Question], lines: list[bytes]) -> None:
-        job = asyncio.create_task(self._job(part, lines))
-        self._jobs.add(job)
+        self._jobs.add(job := asyncio.create_task(self._job(part, lines)))
         job.add_done_callback(self._jobs.discard)
 
     async def _job(self, part: dict[str, _Question], lines: list[bytes]) -> None:
@@ -154,10 +137,7 @@ class BatchTransport:
         await self._ledger.keep_batch(tag, None, "new", models)
         file = await self._client.files.create(file=(f"{tag}.jsonl", io.BytesIO(b"".join(lines))), purpose="batch")
         batch = await self._client.batches.create(
-            input_file_id=file.id,
-            endpoint="/v1/chat/completions",
-            completion_window="24h",
-            metadata={"inf_ir": tag},
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"inf_ir": tag}
         )
         await self._ledger.keep_batch(tag, batch.id, "submitted", models)
         self._log(f"batch {batch.id}: {len(lines)} requests submitted")
@@ -174,10 +154,8 @@ class BatchTransport:
             raise Stop(f"batch {identifier} failed: {errors[0].code if errors else 'no reason given'}")
         found: dict[str, Answer | BadAnswer] = {}
         for file in (batch.output_file_id, batch.error_file_id):
-            if file is None:
-                continue
-            content = await self._client.files.content(file)
-            for line in content.text.splitlines():
+            content = "" if file is None else (await self._client.files.content(file)).text
+            for line in filter(None, content.split("\n")):
                 row = json.loads(line)
                 key, response = row["custom_id"], row.get("response") or {}
                 status = response.get("status_code")

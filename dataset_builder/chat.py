@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -27,9 +28,8 @@ def reasons(model: str) -> bool:
 
 
 @functools.cache
-def _json_schema(answer: Any) -> dict[str, Any]:
-    schema: dict[str, Any] = answer.model_json_schema()
-    return schema
+def _json_schema(answer: type[BaseModel]) -> dict[str, Any]:
+    return answer.model_json_schema()
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,19 @@ class Request(Generic[AnswerType]):
         """Tokens of the longest answer, thoughts included."""
         return self.max_tokens + (REASONING_TOKENS if reasons(self.model) else 0)
 
-    def prompt_tokens(self) -> int:
-        """About how many tokens the prompt has."""
-        return estimate_tokens(self.messages)
+
+def estimate_tokens(messages: list[dict[str, str]], per_byte: float = 1.0) -> int:
+    """How many tokens messages have: :func:`text_tokens`, and eight for each message."""
+    return sum(text_tokens(message["content"], per_byte) + 8 for message in messages)
 
 
-def estimate_tokens(messages: list[dict[str, str]]) -> int:
-    """About how many tokens messages have: one for four characters, and eight for each message."""
-    return sum(len(message["content"]) // 4 + 8 for message in messages)
+def text_tokens(text: str, per_byte: float = 1.0) -> int:
+    """How many tokens a text has: one for four ASCII characters, and ``per_byte`` for a byte in UTF-8 of the others.
+
+    With 1, no script has more, whatever the tokenizer knows of it: a token is a byte at least. Most have 1/3 at most.
+    """
+    ascii_characters = len(text.encode("ascii", "ignore"))
+    return ascii_characters // 4 + math.ceil(per_byte * (len(text.encode()) - ascii_characters))
 
 
 def read_completion(completion: Any, model: str, prices: Prices) -> Answer:
@@ -81,7 +86,7 @@ def read_completion(completion: Any, model: str, prices: Prices) -> Answer:
         usage = completion.get("usage") or {}
         content, refusal = message.get("content"), message.get("refusal")
         prompt = int(usage.get("prompt_tokens") or 0)
-        out = int(usage.get("completion_tokens") or len(content or "") // 4)
+        out = int(usage.get("completion_tokens") or text_tokens(content or ""))
         return Answer(content, choice.get("finish_reason") or "stop", refusal, prompt, out, prices.cost(model, prompt, out))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise BadAnswer("the server's answer is no chat completion") from error

@@ -80,9 +80,8 @@ def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = 
     for split, records in splits.items():
         for number, record in enumerate(records):
             if where.get(normalised(record["query_negative"]), split) != split:
-                report.add(
-                    "warning", "a twin query that is a query of another split", f"{split}/{record.get('id') or number + 1}"
-                )
+                name = f"{split}/{record.get('id') or number + 1}"
+                report.add("warning", "a twin query that is a query of another split", name)
     return report
 
 
@@ -102,8 +101,8 @@ def read_evaluation_texts(sources: Sequence[str]) -> list[str]:
         if path.suffix in (".txt", ".jsonl"):
             if not path.is_file():
                 raise FileNotFoundError(f"{source}: no such file")
-            for line in path.read_text(encoding="utf-8").splitlines():
-                texts += _strings(json.loads(line)) if path.suffix == ".jsonl" and line.strip() else [line]
+            for line in filter(str.strip, path.read_text(encoding="utf-8").split("\n")):
+                texts += _strings(json.loads(line)) if path.suffix == ".jsonl" else [line.strip()]
         else:
             texts += _mteb_texts(source)
     return texts

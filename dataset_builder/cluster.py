@@ -7,6 +7,7 @@ ended and skips it when the build is run again; one that was killed goes on from
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dataset_builder.prices import Prices
 from dataset_builder.run import run
 
 EXECUTORS = ("local", "slurm", "ray")
+"""Which of datatrove's executors there are: processes here, a Slurm cluster, a Ray cluster."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +51,8 @@ class BuildTask:
         limits = _share(self.limits, world_size)
         failure = None
         try:
-            run_sync(
-                lambda: run(
-                    self.folder, self.settings, limits, self.prices,
-                    base_url=self.base_url, retry_failed=self.retry_failed, rank=rank, tasks=world_size,
-                )
-            )  # fmt: skip
+            build = functools.partial(run, self.folder, self.settings, limits, self.prices, rank=rank, tasks=world_size)
+            run_sync(lambda: build(base_url=self.base_url, retry_failed=self.retry_failed))
         except Stop as error:
             failure = Stop(str(error), error.budget)
         if failure is not None:  # outside of the handler: the executor logs tracebacks, and those may show records
@@ -73,57 +71,34 @@ def _share(limits: Limits, tasks: int) -> Limits:
     )
 
 
-def executor(
-    kind: str,
-    step: BuildTask,
-    tasks: int,
-    workers: int,
-    slurm_partition: str | None = None,
-    slurm_time: str = "24:00:00",
-) -> PipelineExecutor:
-    """A datatrove executor for a build.
-
-    Args:
-        kind: ``local``, ``slurm`` or ``ray``.
-        step: What each task runs.
-        tasks: How many tasks share the build.
-        workers: How many run at a time.
-        slurm_partition: Partition of the cluster; needed for ``slurm``.
-        slurm_time: Time limit of a task there.
+def run_tasks(kind: str, step: BuildTask, tasks: int, workers: int, slurm_partition: str | None, slurm_time: str) -> None:
+    """Run a step as so many tasks, ``workers`` at a time, by one of :data:`EXECUTORS`; with Slurm, submit them.
 
     Raises:
-        ValueError: An unknown kind, or no partition.
+        Stop: A task cannot go on.
+        ValueError: An unknown executor, or Slurm without a partition.
     """
-    logs = str(step.folder / "work" / "logs")
-    # Failed records are looked for in tasks that ended, too.
-    common: dict[str, Any] = {"logging_dir": logs, "skip_completed": not step.retry_failed}
+    common: dict[str, Any] = {"tasks": tasks, "workers": workers, "logging_dir": str(step.folder / "work" / "logs")}
+    common["skip_completed"] = not step.retry_failed  # failed records are looked for in tasks that ended, too
+    executor: PipelineExecutor
     if kind == "local":
         from datatrove.executor.local import LocalPipelineExecutor
 
-        return LocalPipelineExecutor([step], tasks=tasks, workers=workers, start_method="spawn", **common)
-    if kind == "ray":
+        executor = LocalPipelineExecutor([step], start_method="spawn", **common)
+    elif kind == "ray":
         from datatrove.executor.ray import RayPipelineExecutor
 
-        return RayPipelineExecutor([step], tasks=tasks, workers=workers, **common)
-    if kind == "slurm":
+        executor = RayPipelineExecutor([step], **common)
+    elif kind == "slurm":
         from datatrove.executor.slurm import SlurmPipelineExecutor
 
         if not slurm_partition:
             raise ValueError("Slurm needs a partition: --slurm-partition NAME")
-        return SlurmPipelineExecutor(
-            [step], tasks=tasks, workers=workers, partition=slurm_partition, time=slurm_time, job_name="inf-ir", **common
-        )
-    raise ValueError(f"there is no executor {kind!r}; there are {', '.join(EXECUTORS)}")
-
-
-def run_tasks(tasks: PipelineExecutor) -> None:
-    """Run an executor's tasks; with Slurm, submit them.
-
-    Raises:
-        Stop: A task cannot go on.
-    """
+        executor = SlurmPipelineExecutor([step], partition=slurm_partition, time=slurm_time, job_name="inf-ir", **common)
+    else:
+        raise ValueError(f"there is no executor {kind!r}; there are {', '.join(EXECUTORS)}")
     try:
-        tasks.run()
+        executor.run()
     except Stop:
         raise
     except Exception as error:  # executors wrap what a task raises in errors of their own

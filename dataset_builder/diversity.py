@@ -26,6 +26,9 @@ from dataset_builder.quality import words
 KINDS = {"instructions": ("instruction",), "queries": ("query",), "passages": ("passage", "negative")}
 """The kinds of text of a corpus, and their columns in its rows."""
 
+Embeddings = dict[str, dict[str, NDArray[np.floating]]]
+"""By kind of text and corpus: N×d."""
+
 
 @dataclass(frozen=True)
 class NGrams:
@@ -110,30 +113,10 @@ class Diversity:
     ngrams: dict[int, NGrams]
     """By n."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; what is infinite is null."""
-        by_n = {
-            n: {
-                **asdict(counts),
-                "distinct_n": counts.distinct_share,
-                "ingf": counts.inter_sample_frequency if math.isfinite(counts.inter_sample_frequency) else None,
-            }
-            for n, counts in self.ngrams.items()
-        }
-        return {
-            "distinct_texts": self.distinct_texts,
-            "sampled": self.sampled,
-            "average_pairwise_similarity": self.similarity,
-            "ngrams": by_n,
-        }
-
 
 def analyse(
-    corpora: dict[str, Dataset],
-    encode: Callable[[list[str]], NDArray[np.floating]],
-    sample: int = 10_000,
-    seed: int = 0,
-) -> tuple[dict[str, dict[str, Diversity]], dict[str, dict[str, NDArray[np.floating]]]]:
+    corpora: dict[str, Dataset], encode: Callable[[list[str]], NDArray[np.floating]], sample: int = 10_000, seed: int = 0
+) -> tuple[dict[str, dict[str, Diversity]], Embeddings]:
     """Measure the instructions, queries and passages of corpora on samples of one size.
 
     Args:
@@ -149,7 +132,7 @@ def analyse(
         ValueError: A corpus has fewer than two distinct texts of a kind.
     """
     found: dict[str, dict[str, Diversity]] = {}
-    embeddings: dict[str, dict[str, NDArray[np.floating]]] = {}
+    embeddings: Embeddings = {}
     for kind, columns in KINDS.items():
         texts = {
             name: list(dict.fromkeys(text for column in columns for text in rows[column] if text))
@@ -161,42 +144,34 @@ def analyse(
             raise ValueError(f"{name}: diversity needs at least two different {kind}, it has {len(texts[name])}")
         found[kind], embeddings[kind] = {}, {}
         for name, of_corpus in texts.items():
-            chosen = _sampled(of_corpus, size, seed)
+            rows = np.sort(np.random.default_rng(seed).choice(len(of_corpus), size, replace=False))
+            chosen = [of_corpus[row] for row in rows]
             embeddings[kind][name] = encode(chosen)
             similarity = average_pairwise_similarity(embeddings[kind][name])
             found[kind][name] = Diversity(len(of_corpus), size, similarity, {n: count_ngrams(chosen, n) for n in (1, 2, 3)})
     return found, embeddings
 
 
-def draw_map(embeddings: dict[str, dict[str, NDArray[np.floating]]], paths: Sequence[Path], seed: int = 0) -> None:
+def draw_map(embeddings: Embeddings, paths: Sequence[Path], seed: int = 0) -> None:
     """A t-SNE map for each kind of text, with the corpora side by side in it.
 
     Args:
-        embeddings: By kind of text ("instructions", "queries", ...) and corpus: N×d. All corpora of a kind are placed
-            together, so that overlap can be seen.
+        embeddings: All corpora of a kind are placed together, so that overlap can be seen.
         paths: Where to save the picture: PNG, SVG or PDF by the file's name.
         seed: Of the placement.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
     figure = Figure(figsize=(4.6 * len(embeddings), 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, (kind, corpora) in zip(np.atleast_1d(figure.subplots(1, len(embeddings))), embeddings.items()):
         points = np.concatenate(list(corpora.values()))
-        placed = TSNE(
-            init="pca" if len(points) > 2 else "random",
-            perplexity=min(30.0, max(1.0, (len(points) - 1) / 3)),
-            random_state=seed,
-            metric="cosine",
-        ).fit_transform(points)
+        perplexity, init = min(30.0, max(1.0, (len(points) - 1) / 3)), "pca" if len(points) > 2 else "random"
+        placed = TSNE(init=init, perplexity=perplexity, random_state=seed, metric="cosine").fit_transform(points)
         sizes = np.cumsum([len(of_corpus) for of_corpus in corpora.values()])
         for name, of_corpus in zip(corpora, np.split(placed, sizes[:-1])):
             axes.scatter(*of_corpus.T, s=max(1.0, min(12.0, 6000 / len(points))), alpha=0.5, linewidths=0, label=name)
-        axes.set_title(kind)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(title=kind, xticks=[], yticks=[])
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), markerscale=3, frameon=False)
@@ -205,11 +180,7 @@ def draw_map(embeddings: dict[str, dict[str, NDArray[np.floating]]], paths: Sequ
 
 
 def write_report(
-    found: dict[str, dict[str, Diversity]],
-    embeddings: dict[str, dict[str, NDArray[np.floating]]],
-    folder: Path,
-    model: str,
-    seed: int = 0,
+    found: dict[str, dict[str, Diversity]], embeddings: Embeddings, folder: Path, model: str, seed: int = 0
 ) -> None:
     """Write ``report.json``, the map as ``map.png`` and ``map.svg``, and ``report.html``, which holds both.
 
@@ -221,19 +192,19 @@ def write_report(
         seed: Of the map.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    report = {kind: {name: diversity.as_dict() for name, diversity in of_kind.items()} for kind, of_kind in found.items()}
-    (folder / "report.json").write_text(
-        json.dumps({"model": model, "diversity": report}, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    report: dict[str, dict[str, Any]] = {kind: {} for kind in found}
+    for kind, of_kind in found.items():
+        for name, entry in of_kind.items():
+            measures: dict[str, Any] = {"distinct_texts": entry.distinct_texts, "sampled": entry.sampled}
+            measures |= {"average_pairwise_similarity": entry.similarity, "ngrams": {}}
+            for n, counts in entry.ngrams.items():
+                frequency = counts.inter_sample_frequency if counts.deviation else None  # JSON has no infinity
+                measures["ngrams"][n] = asdict(counts) | {"distinct_n": counts.distinct_share, "ingf": frequency}
+            report[kind][name] = measures
+    text = json.dumps({"model": model, "diversity": report}, indent=2, allow_nan=False) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8")
     draw_map(embeddings, [folder / "map.png", folder / "map.svg"], seed)
     template = importlib.resources.files("dataset_builder") / "diversity.html"
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template.read_text(encoding="utf-8"))
     picture = base64.b64encode((folder / "map.png").read_bytes()).decode()
     (folder / "report.html").write_text(page.render(model=model, found=found, picture=picture), encoding="utf-8")
-
-
-def _sampled(texts: Sequence[str], size: int, seed: int) -> list[str]:
-    """``size`` of the texts, drawn without replacement, in their order; all where there are no more."""
-    if len(texts) <= size:
-        return list(texts)
-    return [texts[int(row)] for row in np.sort(np.random.default_rng(seed).choice(len(texts), size, replace=False))]

@@ -110,14 +110,5 @@ def _write_outcomes(path: Path, outcomes: Iterator[dict[str, Any]]) -> dict[str,
         **{status: counts[status] for status in ("kept", "rejected", "failed", "unfinished")},
         "pairs": sum(counts.values()),
         "reasons": dict(reasons.most_common()),
-        "per_type": {
-            name: {"tuples": sum(of_type.values()), "kept": of_type["kept"]} for name, of_type in sorted(types.items())
-        },
+        "per_type": {name: {"tuples": sum(ends.values()), "kept": ends["kept"]} for name, ends in sorted(types.items())},
     }
-
-
-def failures(report: dict[str, Any], max_failed: float) -> str | None:
-    """One line if more than the share ``max_failed`` of the pairs failed, else ``None``."""
-    if report["failed"] <= max_failed * report["pairs"]:
-        return None
-    return f"{report['failed']} of {report['pairs']} records failed, more than --max-failed {max_failed:g} allows"

@@ -22,21 +22,14 @@ from sentence_transformers_inf.records import FEATURES
 KEPT_FEATURES = datasets.Features({name: value for name, value in FEATURES.items() if name != "topic"})
 """Features of the configuration ``default``: a record of ``inf-ir build``."""
 
+_TEXT = datasets.Value("string")
 UNFILTERED_FEATURES = datasets.Features(
-    {
-        **KEPT_FEATURES,
-        "form": datasets.Value("string"),
-        "status": datasets.Value("string"),
-        "reason": datasets.Value("string"),
-        "judge_answers": datasets.List(datasets.Value("string")),
-    }
+    {**KEPT_FEATURES, "form": _TEXT, "status": _TEXT, "reason": _TEXT, "judge_answers": datasets.List(_TEXT)}
 )
 """Features of the configuration ``unfiltered``: the record, and how it was judged."""
 
 SHARES = {"validation": 0.05, "test": 0.05}
 """Shares of the splits that are not ``train``."""
-
-_ROWS_AT_A_TIME = 1000
 
 
 def split_of(query: str) -> str:
@@ -89,18 +82,18 @@ class InFIR(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         names = ("train", "validation", "test")
         if self.config.name == "mini":
-            folder = Path(str(importlib.resources.files("dataset_builder") / "data"))
-            arguments: list[dict[str, Any]] = [{"files": [str(folder / f"{name}.parquet")], "split": None} for name in names]
+            folder = importlib.resources.files("dataset_builder") / "data"
+            given: list[dict[str, Any]] = [{"files": [str(folder / f"{name}.parquet")], "split": None} for name in names]
         else:
             files = _files(self.config.data_dir, self.config.name)
-            arguments = [{"files": files, "split": name} for name in names]
-        return [datasets.SplitGenerator(name=name, gen_kwargs=kwargs) for name, kwargs in zip(names, arguments)]
+            given = [{"files": files, "split": name} for name in names]
+        return [datasets.SplitGenerator(name=name, gen_kwargs=kwargs) for name, kwargs in zip(names, given)]
 
     def _generate_examples(self, files: list[str], split: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         names = list(self.info.features)
         for path in files:
             first = 0
-            for batch in pq.ParquetFile(path).iter_batches(_ROWS_AT_A_TIME, columns=names):
+            for batch in pq.ParquetFile(path).iter_batches(1000, columns=names):
                 queries = batch.column("query_positive").to_pylist()
                 chosen = [row for row, query in enumerate(queries) if split is None or split_of(query) == split]
                 for row, record in zip(chosen, batch.take(pa.array(chosen, pa.int64())).to_pylist()):

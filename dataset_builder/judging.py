@@ -88,7 +88,7 @@ def judge_with_server(
             async with connect(base_url, limits.timeout, limits.concurrency) as client:
                 transport = LiveTransport(client, ledger, prices)
                 language_model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
-                ask = asker(language_model, writer=model, judge=model, temperature=0.0, seed=seed, effort=effort)
+                ask = asker(language_model, model, model, 0.0, seed, effort)
                 await stages.gather(work(ask) for _ in range(limits.concurrency))
 
     run_sync(judge_all)
@@ -139,9 +139,8 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path, on_progress:
     def is_relevant(query: str, passage: str) -> bool:
         question = RELEVANCE_QUESTION.format(query=query, passage=passage)
         if tokenizer.chat_template:
-            question = tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-            )
+            chat = [{"role": "user", "content": question}]
+            question = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         inputs = tokenizer(question, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
         with torch.inference_mode():
             logits = language_model(**inputs).logits[0, -1]
@@ -176,7 +175,6 @@ def _add_labels(path: Path, annotator: str, answers: dict[str, list[str]]) -> No
     if path.is_file():
         with path.open(encoding="utf-8") as file:
             lines = [line for line in file if line.strip() and json.loads(line).get("annotator") != annotator]
-    for name, found in answers.items():
-        for row, label in enumerate(found):
-            lines.append(json.dumps({"item": f"{name}/{row}", "annotator": annotator, "label": label}) + "\n")
+    items = [(f"{name}/{row}", label) for name, found in answers.items() for row, label in enumerate(found)]
+    lines += [json.dumps({"item": item, "annotator": annotator, "label": label}) + "\n" for item, label in items]
     write_text(path, "".join(lines))

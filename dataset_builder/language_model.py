@@ -15,11 +15,12 @@ from typing import Any
 import openai
 from aiolimiter import AsyncLimiter
 
-from dataset_builder.chat import AnswerType, Request, read_answer, reasons
+from dataset_builder.batches import BatchTransport
+from dataset_builder.chat import AnswerType, Request, estimate_tokens, read_answer, reasons
 from dataset_builder.errors import BadAnswer, Stop
 from dataset_builder.ledger import Answer, Ledger, LedgerError
 from dataset_builder.prices import Prices
-from dataset_builder.transport import MAX_RETRIES, OPENAI_URL, Transport
+from dataset_builder.transport import MAX_RETRIES, OPENAI_URL, LiveTransport
 
 MAX_UNANSWERED = 20
 """So many requests in a row without any answer, retries included, and the run stops: the server is down."""
@@ -63,24 +64,14 @@ class Usage:
 
 
 class LanguageModel:
-    """Structured answers, each paid for once.
+    """Structured answers, each paid for once; ``url`` is the server's, for messages."""
 
-    Args:
-        transport: The way to the server.
-        ledger: Answers of earlier runs and of this one.
-        prices: What a request may cost.
-        limits: What the run may use.
-        url: The server, for messages.
-    """
-
-    def __init__(self, transport: Transport, ledger: Ledger, prices: Prices, limits: Limits, url: str) -> None:
+    def __init__(
+        self, transport: LiveTransport | BatchTransport, ledger: Ledger, prices: Prices, limits: Limits, url: str
+    ) -> None:
         self.usage = Usage(cost=sum(total["cost"] for total in ledger.totals().values()))
         self.stopped: Stop | None = None
-        self._transport = transport
-        self._ledger = ledger
-        self._prices = prices
-        self._limits = limits
-        self._url = url
+        self._transport, self._ledger, self._prices, self._limits, self._url = transport, ledger, prices, limits, url
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._rpm = AsyncLimiter(limits.rpm, 60) if limits.rpm else None
         self._tpm = AsyncLimiter(limits.tpm, 60) if limits.tpm else None
@@ -122,7 +113,7 @@ class LanguageModel:
     async def _answer(self, key: str, request: Request[Any]) -> Answer:
         if (answer := self._ledger.answer(key)) is not None:
             return answer
-        most = self._prices.cost(request.model, request.prompt_tokens(), request.most_tokens())
+        most = self._prices.cost(request.model, estimate_tokens(request.messages), request.most_tokens())
         async with self._slots:
             await self._reserve(most)
             try:
@@ -156,7 +147,8 @@ class LanguageModel:
         if self._rpm is not None:
             await self._rpm.acquire()
         if self._tpm is not None:
-            await self._tpm.acquire(min(self._tpm.max_rate, request.prompt_tokens() + request.most_tokens()))
+            tokens = estimate_tokens(request.messages) + request.most_tokens()
+            await self._tpm.acquire(min(self._tpm.max_rate, tokens))
         while True:
             body = self._body(request)
             try:
@@ -171,21 +163,18 @@ class LanguageModel:
 
     def _body(self, request: Request[Any]) -> dict[str, Any]:
         """The chat completion request, less what the server does not take."""
-        schema = request.schema()
-        body: dict[str, Any] = {"model": request.model, "messages": request.messages}
-        body["max_completion_tokens" if self._url == OPENAI_URL else "max_tokens"] = request.most_tokens()
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": request.answer.__name__, "strict": True, "schema": schema},
+        schema = {"name": request.answer.__name__, "strict": True, "schema": request.schema()}
+        body = {
+            "model": request.model,
+            "messages": request.messages,
+            "max_completion_tokens" if self._url == OPENAI_URL else "max_tokens": request.most_tokens(),
+            "response_format": {"type": "json_schema", "json_schema": schema},
+            "seed": request.seed,
         }
-        body["seed"] = request.seed
-        if reasons(request.model):
-            body["reasoning_effort"] = request.effort
-        else:
-            body["temperature"] = request.temperature
+        body |= {"reasoning_effort": request.effort} if reasons(request.model) else {"temperature": request.temperature}
         lacking = self._lacking.get(request.model, set())
         if "response_format" in lacking:
-            demand = f"Answer with one JSON object of this schema and nothing else: {json.dumps(schema)}"
+            demand = f"Answer with one JSON object of this schema and nothing else: {json.dumps(schema['schema'])}"
             first, *rest = request.messages
             body["messages"] = [{"role": first["role"], "content": f"{first['content']}\n\n{demand}"}, *rest]
         return {name: value for name, value in body.items() if name not in lacking}

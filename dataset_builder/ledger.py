@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import sqlite3
 import threading
@@ -84,9 +85,8 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
             self._connection = sqlite3.connect(path, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("PRAGMA cache_size = -8000")
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -8000"):
+                self._connection.execute(f"PRAGMA {pragma}")
             if (state := self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(state)
             self._connection.executescript(_SCHEMA)
@@ -98,9 +98,8 @@ class Ledger:
     def answer(self, request: str) -> Answer | None:
         """The answer to a request by its hash, if it was ever answered."""
         with self._errors():
-            row = self._reader.execute(
-                "SELECT answer, prompt_tokens, completion_tokens, cost FROM answers WHERE request = ?", (request,)
-            ).fetchone()
+            query = "SELECT answer, prompt_tokens, completion_tokens, cost FROM answers WHERE request = ?"
+            row = self._reader.execute(query, (request,)).fetchone()
         return None if row is None else Answer(**json.loads(row[0]), **dict(zip(_COLUMNS["answers"][3:], row[1:])))
 
     async def keep_answer(self, request: str, model: str, answer: Answer) -> None:
@@ -131,17 +130,15 @@ class Ledger:
         with self._errors(), self._connection:
             for (record,) in self._connection.execute("SELECT record FROM outcomes WHERE status = 'failed'").fetchall():
                 for request in json.loads(record).get("bad_requests", ()):
-                    self._connection.execute(
-                        "UPDATE answers SET request = request || '#' || number WHERE request = ?", (request,)
-                    )
+                    renamed = "UPDATE answers SET request = request || '#' || number WHERE request = ?"
+                    self._connection.execute(renamed, (request,))
             self._connection.execute("DELETE FROM outcomes WHERE status = 'failed'")
 
     def totals(self) -> dict[str, dict[str, float]]:
         """By model: requests answered, tokens in and out, dollars; everything ever paid for from this ledger."""
         with self._errors():
-            rows = self._connection.execute(
-                "SELECT model, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens), SUM(cost) FROM answers GROUP BY model"
-            ).fetchall()
+            sums = "COUNT(*), SUM(prompt_tokens), SUM(completion_tokens), SUM(cost)"
+            rows = self._connection.execute(f"SELECT model, {sums} FROM answers GROUP BY model").fetchall()
         names = ("requests", "prompt_tokens", "completion_tokens", "cost")
         return {model: dict(zip(names, values)) for model, *values in rows}
 
@@ -152,9 +149,8 @@ class Ledger:
     def batches(self) -> list[tuple[str, str | None, dict[str, str]]]:
         """(tag, id, models by request) of the jobs that are not done."""
         with self._errors():
-            rows = self._connection.execute(
-                "SELECT tag, id, requests FROM batches WHERE state != 'done' ORDER BY rowid"
-            ).fetchall()
+            query = "SELECT tag, id, requests FROM batches WHERE state != 'done' ORDER BY rowid"
+            rows = self._connection.execute(query).fetchall()
         return [(tag, identifier, json.loads(requests)) for tag, identifier, requests in rows]
 
     def close(self) -> None:
@@ -176,14 +172,11 @@ class Ledger:
             group, self._waiting = self._waiting, []
             try:
                 await asyncio.to_thread(self._commit, [(table, row) for table, row, _ in group])
+                failure = None
             except Exception as error:  # handed to whoever waits for the row
-                for _, _, done in group:
-                    if not done.done():
-                        done.set_exception(error)
-            else:
-                for _, _, done in group:
-                    if not done.done():
-                        done.set_result(None)
+                failure = error
+            for done in (done for _, _, done in group if not done.done()):
+                done.set_result(None) if failure is None else done.set_exception(failure)
         self._writer = None
 
     def _commit(self, rows: list[tuple[str, tuple[Any, ...]]]) -> None:
@@ -200,28 +193,20 @@ class Ledger:
         except sqlite3.OperationalError as error:
             raise LedgerError(f"{self.path}: {error}; everything answered so far is kept, mend it and run again") from error
         except sqlite3.DatabaseError as error:
-            raise LedgerError(
-                f"{self.path}: the ledger is damaged ({error}); `inf-ir repair` saves the answers that can still be read"
-            ) from error
+            remedy = "`inf-ir repair` saves the answers that can still be read"
+            raise LedgerError(f"{self.path}: the ledger is damaged ({error}); {remedy}") from error
 
 
 def repair_ledger(path: Path) -> tuple[int, Path]:
-    """Save what can be read of a damaged ledger into a new one; the damaged file is kept beside it.
-
-    Args:
-        path: The damaged file.
-
-    Returns:
-        How many answers were saved, and where the damaged file is now.
+    """Save what can be read of a damaged ledger into a new one: how many answers, and where the damaged file is now.
 
     Raises:
         LedgerError: There is no such file.
     """
     if not path.is_file():
         raise LedgerError(f"{path}: there is no ledger here")
-    aside = next(
-        candidate for number in range(1, 10_000) if not (candidate := path.with_suffix(f".damaged-{number}")).exists()
-    )
+    places = (path.with_suffix(f".damaged-{number}") for number in itertools.count(1))
+    aside = next(place for place in places if not place.exists())
     for suffix in ("-wal", ""):
         part = path.with_name(path.name + suffix)
         if part.exists():

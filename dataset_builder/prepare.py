@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_builder import stages
-from dataset_builder.chat import estimate_tokens, reasons
+from dataset_builder.chat import estimate_tokens, reasons, text_tokens
 from dataset_builder.files import ROW_GROUP, write_parquet, write_text
 from dataset_builder.language_model import Limits
 from dataset_builder.prices import Prices
@@ -27,7 +27,27 @@ _MEASURED = 200
 
 @dataclass(frozen=True)
 class Settings:
-    """What shapes the outcome of a build; a folder holds one build, with one set of them."""
+    """What shapes the outcome of a build; a folder holds one build, with one set of them.
+
+    Args:
+        pairs: Where the pairs come from; ``query_column``, ``passage_column``, ``split``, ``limit`` and ``sample`` say how
+            they are read; all as :func:`~dataset_builder.sources.read_pairs` has them.
+        model: Name of the model that writes instructions, twins and passages.
+        judge: Name of the model that decides which tuples stand; it answers at temperature 0.
+        judge_mode: ``choice`` (three requests a record: which passage?) or ``pairwise`` (nine: is this passage right?).
+        query_column: The column with the query.
+        passage_column: The column with the passage.
+        split: Split of a Hub dataset or of a BEIR folder's qrels.
+        limit: Read the first so many pairs only.
+        sample: Take so many pairs at random.
+        seed: Of the sample, instruction types, forms, order of passages, and both models.
+        temperature: Of the writing model.
+        effort: Reasoning effort of reasoning models.
+        type_weights: Weight of each instruction type; those left out get none. ``None``: evenly.
+
+    Raises:
+        ValueError: A judge mode or an instruction type that there is not, or no positive weight.
+    """
 
     pairs: str
     model: str = "gpt-4o-mini"
@@ -80,14 +100,9 @@ def prepare(folder: Path, settings: Settings, tasks: int = 1) -> int:
     if not path.is_file():
         work.mkdir(parents=True, exist_ok=True)
         pairs = read_pairs(
-            settings.pairs,
-            query_column=settings.query_column,
-            passage_column=settings.passage_column,
-            split=settings.split,
-            limit=settings.limit,
-            sample=settings.sample,
-            seed=settings.seed,
-        )
+            settings.pairs, query_column=settings.query_column, passage_column=settings.passage_column,
+            split=settings.split, limit=settings.limit, sample=settings.sample, seed=settings.seed,
+        )  # fmt: skip
         write_parquet(path, _PAIRS, _prepared(pairs, settings))
     if not build.is_file():
         write_text(build, json.dumps(wanted, indent=2) + "\n")
@@ -133,7 +148,7 @@ def start_record(pair: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build will take; tokens are a quarter of the characters, answers are of the usual lengths."""
+    """What a build will take; answers are of the usual lengths."""
 
     records: int
     requests: int
@@ -147,9 +162,9 @@ class Estimate:
 def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -> Estimate:
     """Requests, tokens, price and time of a prepared build, as if every record reached the judge.
 
-    The first 200 pairs are measured. Assumed: instructions of 40 tokens, passages as long as the source's, 12 tokens for
-    an answer of the judge and 600 more where it reasons (a model of the o or gpt-5 series), 2 s for an answer and 6 s for
-    a reasoned one.
+    The first 200 pairs are measured. Assumed: a token for four ASCII characters or three bytes of others, instructions of 40
+    tokens, passages as long as the source's, 12 tokens for an answer of the judge and 600 more where it reasons (a model of
+    the o or gpt-5 series), 2 s for an answer and 6 s for a reasoned one.
 
     Raises:
         ValueError: The price of a model is not known.
@@ -157,12 +172,11 @@ def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -
     pairs = (pair for _, pair in read_prepared(folder) if pair["duplicate_of"] is None)
     judged = 3 if settings.judge_mode == "choice" else 9
     used = {settings.model: [0, 0], settings.judge: [0, 0]}
-    measured = 0
-    for pair in islice(pairs, _MEASURED):
-        measured += 1
+    measured = list(islice(pairs, _MEASURED))
+    for pair in measured:
         _add_tokens(used, pair, settings, judged)
-    total = measured + sum(1 for _ in pairs)
-    scale = total / max(measured, 1)
+    total = len(measured) + sum(1 for _ in pairs)
+    scale = total / max(len(measured), 1)
     requests = total * (3 + judged)
     prompt_tokens = round(scale * sum(tokens[0] for tokens in used.values()))
     completion_tokens = round(scale * sum(tokens[1] for tokens in used.values()))
@@ -186,9 +200,9 @@ def _add_tokens(used: dict[str, list[int]], pair: dict[str, Any], settings: Sett
     for prompt, answer, times in (
         ("instruct", 50, 1),
         ("poison", 70, 1),
-        ("write", 20 + 2 * (len(document) // 4), 1),
+        ("write", 20 + 2 * text_tokens(document, 1 / 3), 1),
         ("judge" if judged == 3 else "judge_pairwise", 12 + (600 if reasons(settings.judge) else 0), judged),
     ):
         tokens = used[settings.judge if prompt.startswith("judge") else settings.model]
-        tokens[0] += times * estimate_tokens(stages.render(prompt, values))
+        tokens[0] += times * estimate_tokens(stages.render(prompt, values), 1 / 3)
         tokens[1] += times * answer

@@ -42,9 +42,8 @@ class Prices:
             except ValueError:
                 models[name] = []
             if not name or len(models[name]) != 2 or min(models[name]) < 0:
-                raise ValueError(
-                    f"--price {item}: expected MODEL=INPUT,OUTPUT in dollars per million tokens, as gpt-4o=2.5,10"
-                )
+                expected = "MODEL=INPUT,OUTPUT in dollars per million tokens, as gpt-4o=2.5,10"
+                raise ValueError(f"--price {item}: expected {expected}")
         self._models: dict[str, tuple[float, float]] = {name: (price[0], price[1]) for name, price in models.items()}
 
     def cost(self, model: str, prompt_tokens: int, completion_tokens: int) -> float:

@@ -7,7 +7,6 @@ import itertools
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import datasets
 from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
@@ -32,13 +31,11 @@ def build_splits(source: str, config: str, cache: Path) -> datasets.DatasetDict:
         config: ``mini``, ``default`` or ``unfiltered``.
         cache: Where the Arrow files go.
     """
-    builder = InFIR(
-        config_name=config, cache_dir=str(cache), data_dir=None if config == "mini" else str(Path(source).resolve())
-    )
+    folder = None if config == "mini" else str(Path(source).resolve())
+    builder = InFIR(config_name=config, cache_dir=str(cache), data_dir=folder)
     builder.download_and_prepare(verification_mode="no_checks")
-    return datasets.DatasetDict(
-        {name: builder.as_dataset(split=name) for name, split in builder.info.splits.items() if split.num_examples}
-    )
+    names = [name for name, split in builder.info.splits.items() if split.num_examples]
+    return datasets.DatasetDict({name: builder.as_dataset(split=name) for name in names})
 
 
 def publish(source: str, repo: str, *, public: bool = False, revision: str | None = None) -> str:
@@ -92,23 +89,22 @@ def dataset_card(
         built: The splits by configuration.
         pushed: Metadata that ``push_to_hub`` wrote: configurations and features.
     """
-    report: dict[str, Any] | None = None
-    if source != "mini":
-        report = json.loads((Path(source) / "report.json").read_text(encoding="utf-8"))
-    first = built["mini" if source == "mini" else "default"]
+    is_mini = source == "mini"
+    path = importlib.resources.files("dataset_builder") / "data" / "README.md" if is_mini else Path(source) / "report.json"
+    text = path.read_text(encoding="utf-8")
+    first = built["mini" if is_mini else "default"]
     total = sum(len(data) for data in first.values())
     metadata = pushed.to_dict() if pushed is not None else {}
     metadata |= {
         "language": ["en"],
-        "license": "cc0-1.0" if source == "mini" else "other",
+        "license": "cc0-1.0" if is_mini else "other",
         "task_categories": ["text-retrieval", "sentence-similarity"],
         "tags": ["instruction-following", "retrieval", "hard-negatives", "sentence-transformers"],
         "size_categories": [next((name for limit, name in _SIZES if total < limit), "1M<n<10M")],
         "pretty_name": repo.split("/")[-1],
     }
-    if source != "mini":
+    if not is_mini:
         metadata["license_name"] = "see-the-source-of-the-pairs"
-    statement = importlib.resources.files("dataset_builder") / "data" / "README.md"
     return DatasetCard.from_template(
         card_data=DatasetCardData(**metadata),
         template_path=str(card_template("dataset_card.md")),
@@ -121,10 +117,8 @@ def dataset_card(
         },
         example=next(iter(first.values()))[0] if len(first) else None,
         diversity=_diversity(first),
-        report=report,
-        statement=None
-        if report is not None
-        else statement.read_text(encoding="utf-8").split("## Data statement", 1)[1].strip(),
+        report=None if is_mini else json.loads(text),
+        statement=text.split("## Data statement", 1)[1].strip() if is_mini else None,
     )
 
 

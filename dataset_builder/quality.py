@@ -94,15 +94,8 @@ def passage_words(document: str) -> tuple[int, int]:
 
 
 def tuple_problem(record: dict[str, Any]) -> str | None:
-    """Why a tuple is not worth judging, ``None`` if nothing is found.
-
-    Args:
-        record: A full InF-IR record.
-
-    Returns:
-        A short reason that names the column: ``equal twins``, ``wrong length``, ``quotes a passage``,
-        ``names the instruction`` or ``near copy``.
-    """
+    """Why a tuple is not worth judging, with the column: ``equal twins``, ``wrong length``, ``quotes a passage``,
+    ``names the instruction`` or ``near copy``; ``None`` if nothing is found."""
     for positive, negative in (("query_positive", "query_negative"), ("instruction_positive", "instruction_negative")):
         if normalised(record[positive]) == normalised(record[negative]):
             return f"equal twins: {negative}"
@@ -147,15 +140,8 @@ class Duplicates:
         self._index.execute("CREATE TABLE bands (band BLOB, id TEXT, PRIMARY KEY (band, id)) WITHOUT ROWID")
 
     def add(self, identifier: str, text: str) -> tuple[str, str] | None:
-        """Add a text, unless it duplicates one that was added before.
-
-        Args:
-            identifier: A name for the text, unique.
-            text: The text.
-
-        Returns:
-            ``None``, or what it is (``"duplicate"``, ``"near duplicate"``) and the identifier of the earlier text.
-        """
+        """Add a text with a unique name, unless it is a ``"duplicate"`` or ``"near duplicate"`` of one added before: then
+        that is returned, with the name of the earlier text."""
         plain = normalised(text)
         if row := self._index.execute("SELECT id FROM exact WHERE text = ?", (plain,)).fetchone():
             return "duplicate", row[0]
@@ -166,12 +152,8 @@ class Duplicates:
         size = len(values) // _BANDS
         bands = [bytes([band]) + values[band * size : (band + 1) * size] for band in range(_BANDS)]
         marks = ", ".join("?" * _BANDS)
-        near = self._index.execute(
-            f"SELECT DISTINCT texts.id, texts.text FROM bands JOIN texts ON texts.id = bands.id WHERE band IN ({marks}) "
-            "ORDER BY texts.id",
-            bands,
-        )
-        for earlier, other in near:
+        query = f"SELECT DISTINCT id, text FROM bands JOIN texts USING (id) WHERE band IN ({marks}) ORDER BY id"
+        for earlier, other in self._index.execute(query, bands):
             if jaccard(shingles, word_pairs(other)) >= NEAR:
                 return "near duplicate", earlier
         self._index.execute("INSERT INTO texts VALUES (?, ?)", (identifier, text))

@@ -28,7 +28,7 @@ from dataset_builder.ledger import Ledger, LedgerError, Outcome, ledger_path
 from dataset_builder.prepare import Settings, read_prepared, start_record
 from dataset_builder.prices import Prices
 from dataset_builder.quality import tuple_problem
-from dataset_builder.transport import OPENAI_URL, LiveTransport, Transport, connect
+from dataset_builder.transport import OPENAI_URL, LiveTransport, connect
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -47,47 +47,21 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+_Share = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
 
 
-def asker(model: LanguageModel, *, writer: str, judge: str, temperature: float, seed: int, effort: str) -> stages.Ask:
-    """A function that puts the prompts of the stages to their models.
-
-    Args:
-        model: The way to both models.
-        writer: Name of the model of the stages that write.
-        judge: Name of the judge; it answers at temperature 0.
-        temperature: Of the writing model.
-        seed: Of both.
-        effort: Reasoning effort of a reasoning model.
-    """
+def asker(model: LanguageModel, writer: str, judge: str, temperature: float, seed: int, effort: str) -> stages.Ask:
+    """A function that puts the prompts of the stages to their models; the temperature is the writer's, the judge has 0."""
 
     async def ask(prompt: str, answer: type[Any], max_tokens: int, values: dict[str, Any]) -> Any:
-        judging = prompt.startswith("judge")
-        request = Request(
-            stage=prompt,
-            model=judge if judging else writer,
-            messages=stages.render(prompt, values),
-            answer=answer,
-            max_tokens=max_tokens,
-            temperature=0.0 if judging else temperature,
-            seed=seed,
-            effort=effort,
-        )
-        return await model.ask(request)
+        name, heat = (judge, 0.0) if prompt.startswith("judge") else (writer, temperature)
+        return await model.ask(Request(prompt, name, stages.render(prompt, values), answer, max_tokens, heat, seed, effort))
 
     return ask
 
 
 async def build_tuple(pair: dict[str, Any], ask: stages.Ask, settings: Settings) -> tuple[str, str, dict[str, Any]]:
-    """Take one pair through all stages.
-
-    Args:
-        pair: A row of ``pairs.parquet``.
-        ask: Puts a prompt to its model.
-        settings: Of the build.
-
-    Returns:
-        (``kept`` or ``rejected``, why, the tuple).
+    """Take one pair, a row of ``pairs.parquet``, through all stages: (``kept`` or ``rejected``, why, the tuple).
 
     Raises:
         BadAnswer: The record has failed.
@@ -148,10 +122,10 @@ async def run(
     try:
         with FileLock(path.parent / "lock", timeout=0), contextlib.closing(Ledger(path)) as ledger:
             async with connect(base_url, limits.timeout, limits.concurrency) as client:
-                transport: Transport = LiveTransport(client, ledger, prices)
+                transport: LiveTransport | BatchTransport = LiveTransport(client, ledger, prices)
                 if batch:
-                    transport = batches = BatchTransport(client, ledger, prices, poll=batch_poll, log=log)
-                    await batches.resume()
+                    transport = BatchTransport(client, ledger, prices, batch_poll, log)
+                    await transport.resume()
                 if retry_failed:
                     ledger.forget_failures()
                 model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
@@ -171,24 +145,12 @@ def _share(folder: Path, rank: int, tasks: int) -> Iterator[tuple[int, dict[str,
 
 
 async def _run_share(
-    share: Callable[[], Iterator[tuple[int, dict[str, Any]]]],
-    settings: Settings,
-    model: LanguageModel,
-    ledger: Ledger,
-    concurrency: int,
-    on_progress: OnProgress,
+    share: _Share, settings: Settings, model: LanguageModel, ledger: Ledger, concurrency: int, on_progress: OnProgress
 ) -> Progress:
     ended = ledger.statuses()
     progress = Progress(sum(1 for _ in share()), len(ended), model.usage, Counter(ended.values()))
     pairs = ((position, pair) for position, pair in share() if position not in ended)
-    ask = asker(
-        model,
-        writer=settings.model,
-        judge=settings.judge,
-        temperature=settings.temperature,
-        seed=settings.seed,
-        effort=settings.effort,
-    )
+    ask = asker(model, settings.model, settings.judge, settings.temperature, settings.seed, settings.effort)
 
     async def work() -> None:
         for position, pair in pairs:
@@ -234,14 +196,13 @@ def _stop_on_signal(model: LanguageModel) -> Iterator[None]:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
 
-    try:
+    handled = []
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
         for number in _SIGNALS:
             loop.add_signal_handler(number, stop)
-    except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
-        yield
-        return
+            handled.append(number)
     try:
         yield
     finally:
-        for number in _SIGNALS:
+        for number in handled:
             loop.remove_signal_handler(number)

@@ -65,9 +65,7 @@ def read_pairs(
     for name, value in (("limit", limit), ("sample", sample)):
         if value is not None and value < 1:
             raise SourceError(f"{name} must be at least 1, got {value}")
-    pairs = _pairs(source, query_column, passage_column, split)
-    if limit is not None:
-        pairs = islice(pairs, limit)
+    pairs = islice(_pairs(source, query_column, passage_column, split), limit)
     return pairs if sample is None else _sampled(pairs, sample, seed)
 
 
@@ -103,15 +101,12 @@ def _columns(rows: Iterator[dict[str, Any]], name: str, query_column: str, passa
     for number, row in enumerate(rows, start=1):
         for column, option in ((query_column, "--query-column"), (passage_column, "--passage-column")):
             if column not in row:
-                raise SourceError(
-                    f"{name}, row {number}: there is no column {column!r}; it has {', '.join(map(str, row))} (see {option})"
-                )
+                others = ", ".join(map(str, row))
+                raise SourceError(f"{name}, row {number}: there is no column {column!r}; it has {others} (see {option})")
             if not isinstance(row[column], str) or not row[column].strip():
                 raise SourceError(f"{name}, row {number}, column {column!r}: the text is missing or empty")
-        identifier = row.get("id")
-        yield Pair(
-            str(number) if identifier is None else str(identifier), row[query_column].strip(), row[passage_column].strip()
-        )
+        identifier = number if row.get("id") is None else row["id"]
+        yield Pair(str(identifier), row[query_column].strip(), row[passage_column].strip())
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -151,9 +146,8 @@ def _hub_rows(name: str, config: str | None, split: str) -> Iterator[dict[str, A
     try:
         data = load_dataset(name, config, split=split, streaming=True)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"{name}: no such file or folder, and no such dataset on the Hub could be read: {error}"
-        ) from error
+        line = f"{name}: no such file or folder, and no such dataset on the Hub could be read: {error}"
+        raise FileNotFoundError(line) from error
     except ValueError as error:
         raise SourceError(f"{name}: {error}") from error
     yield from data
@@ -172,10 +166,8 @@ def _beir(folder: Path, split: str) -> Iterator[Pair]:
     for name in ("queries.jsonl", "corpus.jsonl"):
         if not (folder / name).is_file():
             raise SourceError(f"{folder}: a BEIR folder has {name}, and this one does not")
-    qrels = next(
-        (path for path in (folder / "qrels" / f"{split}.tsv", folder / "qrels.tsv", folder / f"qrels.{split}.tsv")
-         if path.is_file()), None
-    )  # fmt: skip
+    places = (folder / "qrels" / f"{split}.tsv", folder / "qrels.tsv", folder / f"qrels.{split}.tsv")
+    qrels = next((path for path in places if path.is_file()), None)
     if qrels is None:
         raise SourceError(f"{folder}: a BEIR folder has qrels/{split}.tsv or qrels.tsv, and this one does not")
     with closing(sqlite3.connect("")) as texts:  # a temporary database on disk: a corpus may be larger than memory

@@ -48,6 +48,7 @@ FORMS = {
 """The forms in which an instruction is worded, so that a corpus does not collapse onto one style."""
 
 PROMPTS = ("instruct", "poison", "write", "judge", "judge_pairwise")
+"""The files of ``prompts/``."""
 
 _ROW_NAMES = ("query and instruction", "negative instruction", "negative query")
 _Answer = TypeVar("_Answer", bound=BaseModel)
@@ -104,10 +105,7 @@ class Ask(Protocol):
 
 async def instruct(record: dict[str, Any], ask: Ask) -> dict[str, Any]:
     """(q+, d+) -> I+, of the record's type and form."""
-    values = record | {
-        "type_meaning": TYPE_MEANINGS[record["instruction_type"]],
-        "form_meaning": FORMS[record["form"]],
-    }
+    values = record | {"type_meaning": TYPE_MEANINGS[record["instruction_type"]], "form_meaning": FORMS[record["form"]]}
     answer = await ask("instruct", Instructed, 300, values)
     return record | {"instruction_positive": answer.instruction}
 
@@ -141,26 +139,20 @@ async def judge(record: dict[str, Any], ask: Ask, seed: int, pairwise: bool = Fa
         ``hard_negative_document_2``, ``several`` and ``none``, in the order of
         :data:`~sentence_transformers_inf.records.TRIPLES`. The tuple stands if they are the three passages in this order.
     """
-    judge_row = _judge_pairwise if pairwise else _judge_choice
-    return record | {"judge_answers": await gather(judge_row(record, row, ask, seed) for row in range(3))}
+    return record | {"judge_answers": await gather(_judge_row(record, row, ask, seed, pairwise) for row in range(3))}
 
 
-async def _judge_choice(record: dict[str, Any], row: int, ask: Ask, seed: int) -> str:
-    query, instruction, _ = TRIPLES[row]
-    order = list(PASSAGE_COLUMNS)
-    random.Random(f"{seed}/{record['id']}/{row}").shuffle(order)
-    values = {"query": record[query], "instruction": record[instruction], "passages": [record[name] for name in order]}
-    answer = (await ask("judge", Choice, 50, values)).answer
-    return dict(zip("ABC", order)).get(answer, answer)
-
-
-async def _judge_pairwise(record: dict[str, Any], row: int, ask: Ask, seed: int) -> str:
+async def _judge_row(record: dict[str, Any], row: int, ask: Ask, seed: int, pairwise: bool) -> str:
     query, instruction, _ = TRIPLES[row]
     values = {"query": record[query], "instruction": record[instruction]}
-    answers = await gather(
-        ask("judge_pairwise", YesNo, 50, values | {"passages": [record[name]]}) for name in PASSAGE_COLUMNS
-    )
-    return combine([name for name, answer in zip(PASSAGE_COLUMNS, answers) if answer.answer == "yes"])
+    if pairwise:
+        shown = (values | {"passages": [record[name]]} for name in PASSAGE_COLUMNS)
+        answers = await gather(ask("judge_pairwise", YesNo, 50, of_one) for of_one in shown)
+        return combine([name for name, answer in zip(PASSAGE_COLUMNS, answers) if answer.answer == "yes"])
+    order = list(PASSAGE_COLUMNS)
+    random.Random(f"{seed}/{record['id']}/{row}").shuffle(order)
+    choice = (await ask("judge", Choice, 50, values | {"passages": [record[name] for name in order]})).answer
+    return dict(zip("ABC", order)).get(choice, choice)
 
 
 async def gather(questions: Iterable[Awaitable[Any]]) -> list[Any]:
@@ -187,12 +179,7 @@ def verdict(judge_answers: list[str]) -> str | None:
 
 
 def draw_type_and_form(identifier: str, seed: int, weights: dict[str, float] | None = None) -> tuple[str, str]:
-    """The instruction type and form of a record: a pure function of its id and the seed.
-
-    Args:
-        identifier: The record's id.
-        seed: Of the build.
-        weights: Weight of each type; those left out get none. ``None``: evenly.
+    """The instruction type and form of a record: a pure function of its id, the seed and the weights (``None``: even).
 
     Raises:
         ValueError: An unknown type, or no positive weight.

@@ -7,7 +7,6 @@ As a script it runs commands one after the other, a JSON list of them on stdin; 
 import contextlib
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +19,6 @@ def call(*words):
     """Call ``inf-embed`` or ``inf-ir`` in this process: its exit status, and what it printed to stdout and to stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, COLUMNS="200"))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         status = _call(list(map(str, words)))

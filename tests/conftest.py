@@ -5,6 +5,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # One thread: on small models a second one costs more than it gives, above all where several processes share the cores. Set,
 # and not only by default, for what tests start as well.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["COLUMNS"] = "200"  # tables whose cells are not broken
 
 import datasets
 import pytest

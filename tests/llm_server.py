@@ -36,7 +36,8 @@ class Server:
     def events(self):
         if not (self.folder / "log.jsonl").exists():
             return []
-        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        *lines, _half_written = (self.folder / "log.jsonl").read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines]
 
     def wait_for(self, event, count=1):
         """Wait until the log has so many events of a kind."""

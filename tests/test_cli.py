@@ -211,6 +211,7 @@ def test_rankings_that_flip_are_shown_with_what_each_model_prefers():
     assert lines[1].index(start[0]) < lines[1].index(start[1]), "the base keeps to d+, the trained model prefers d1"
 
 
+@pytest.mark.slow
 def test_the_demo_shows_what_was_learned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = call("inf-embed", "demo", "--records", 16, "--output", "trained")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dataset_builder.cli import agreement, analyze, build, check, judge, publish, repair
+from dataset_builder.cli import analyze, build, judge, publish
 from sentence_transformers_inf.cli.errors import run
 
 app = typer.Typer(
@@ -13,13 +13,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(build.build)
-app.command()(repair.repair)
-app.command()(judge.judge)
-app.command()(agreement.agreement)
-app.command()(analyze.analyze)
-app.command()(check.check)
-app.command()(publish.publish)
+for command in (build.build, build.repair, judge.judge, judge.agreement, analyze.analyze, publish.check, publish.publish):
+    app.command()(command)
 
 
 def main() -> None:

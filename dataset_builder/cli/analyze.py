@@ -5,25 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from dataset_builder.cli.options import console
 
 
 def analyze(
-    data: Annotated[str, typer.Argument(help="InF-IR, Promptriever's or FollowIR's data: a file, folder or Hub id.")],
-    output: Annotated[Path, typer.Option(help="Folder for the report (HTML, JSON) and the map (PNG, SVG).")],
-    compare: Annotated[Optional[list[str]], typer.Option(help="Another corpus; may be repeated.")] = None,
+    data: Annotated[str, Argument(help="InF-IR, Promptriever's or FollowIR's data: a file, folder or Hub id.")],
+    output: Annotated[Path, Option(help="Folder for the report (HTML, JSON) and the map (PNG, SVG).")],
+    compare: Annotated[Optional[list[str]], Option(help="Another corpus; may be repeated.")] = None,
     model: Annotated[
-        str, typer.Option(help="Embedding model: any SentenceTransformer.")
+        str, Option(help="Embedding model: any SentenceTransformer.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
-    split: Annotated[str, typer.Option(help="Split of the corpora that have several.")] = "train",
-    sample: Annotated[int, typer.Option(help="Most texts of a kind that are measured.", min=2)] = 10_000,
-    limit: Annotated[
-        int, typer.Option(help="Most rows that are read of a corpus; an InF-IR record has three.", min=1)
-    ] = 100_000,
-    seed: Annotated[int, typer.Option(help="Of the samples and the map.")] = 0,
+    split: Annotated[str, Option(help="Split of the corpora that have several.")] = "train",
+    sample: Annotated[int, Option(help="Most texts of a kind that are measured.", min=2)] = 10_000,
+    limit: Annotated[int, Option(help="Most rows that are read of a corpus; an InF-IR record has three.", min=1)] = 100_000,
+    seed: Annotated[int, Option(help="Of the samples and the map.")] = 0,
 ) -> None:
     """How varied a corpus is, beside others: similarity, n-grams, and a map of instructions, queries and passages."""
     import datasets

@@ -1,76 +1,74 @@
-"""``inf-ir build``."""
+"""``inf-ir build`` and ``inf-ir repair``."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-import typer
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
+from typer import Argument, Exit, Option
 
 from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, Concurrency, Effort, console, stderr
-from dataset_builder.cli.progress import show_progress
 from sentence_transformers_inf.cli.errors import error_line
 
 if TYPE_CHECKING:
     from dataset_builder.errors import Stop
-    from dataset_builder.language_model import Limits
     from dataset_builder.prepare import Estimate, Settings
     from dataset_builder.prices import Prices
+    from dataset_builder.run import OnProgress, Progress
 
 
 def build(
     pairs: Annotated[
-        str,
-        typer.Option(help="microsoft/ms_marco, a Hub dataset, a BEIR folder, or a .jsonl/.csv/.parquet file of pairs."),
+        str, Option(help="microsoft/ms_marco, a Hub dataset, a BEIR folder, or a .jsonl/.csv/.parquet file of pairs.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder of the build; the same command goes on where it stopped.")],
-    model: Annotated[str, typer.Option(help="Writes instructions, twins and passages.")] = "gpt-4o-mini",
-    judge: Annotated[str, typer.Option(help="Decides which tuples stand; a reasoning model.")] = "o3-mini",
+    output: Annotated[Path, Option(help="Folder of the build; the same command goes on where it stopped.")],
+    model: Annotated[str, Option(help="Writes instructions, twins and passages.")] = "gpt-4o-mini",
+    judge: Annotated[str, Option(help="Decides which tuples stand; a reasoning model.")] = "o3-mini",
     base_url: Annotated[
-        Optional[str], typer.Option(help="An OpenAI-compatible server, as vLLM or Ollama.", envvar="OPENAI_BASE_URL")
+        Optional[str], Option(help="An OpenAI-compatible server, as vLLM or Ollama.", envvar="OPENAI_BASE_URL")
     ] = None,
     local: Annotated[
-        Optional[str],
-        typer.Option(help="Serve this GGUF file (or USER/REPO/FILE.gguf on the Hub) here; it is model and judge."),
+        Optional[str], Option(help="Serve this GGUF file (or USER/REPO/FILE.gguf on the Hub) here; it is model and judge.")
     ] = None,
-    query_column: Annotated[str, typer.Option(help="Column with the query.")] = "query",
-    passage_column: Annotated[str, typer.Option(help="Column with the passage.")] = "passage",
-    split: Annotated[str, typer.Option(help="Split of a Hub dataset or BEIR folder.")] = "train",
-    limit: Annotated[Optional[int], typer.Option(help="Read the first so many pairs only.")] = None,
-    sample: Annotated[Optional[int], typer.Option(help="Take so many pairs at random.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample, instruction types, forms and the models.")] = 0,
+    query_column: Annotated[str, Option(help="Column with the query.")] = "query",
+    passage_column: Annotated[str, Option(help="Column with the passage.")] = "passage",
+    split: Annotated[str, Option(help="Split of a Hub dataset or BEIR folder.")] = "train",
+    limit: Annotated[Optional[int], Option(help="Read the first so many pairs only.")] = None,
+    sample: Annotated[Optional[int], Option(help="Take so many pairs at random.")] = None,
+    seed: Annotated[int, Option(help="Of the sample, instruction types, forms and the models.")] = 0,
     types: Annotated[
-        Optional[str], typer.Option(help="Weights of instruction types, as audience=2,source=1; default: evenly.")
+        Optional[str], Option(help="Weights of instruction types, as audience=2,source=1; default: evenly.")
     ] = None,
-    judge_mode: Annotated[str, typer.Option(help="'choice' (3 requests a record) or 'pairwise' (9).")] = "choice",
-    temperature: Annotated[float, typer.Option(help="Of the writing model.")] = 0.8,
+    judge_mode: Annotated[str, Option(help="'choice' (3 requests a record) or 'pairwise' (9).")] = "choice",
+    temperature: Annotated[float, Option(help="Of the writing model.")] = 0.8,
     effort: Effort = "medium",
     concurrency: Concurrency = 64,
-    rpm: Annotated[Optional[int], typer.Option(help="Most requests per minute.", min=1)] = None,
-    tpm: Annotated[Optional[int], typer.Option(help="Most tokens per minute.", min=1)] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 120.0,
-    max_cost: Annotated[Optional[float], typer.Option(help="Most dollars for the whole folder.")] = None,
-    max_requests: Annotated[Optional[int], typer.Option(help="Most requests of this run.")] = None,
-    max_failed: Annotated[float, typer.Option(help="Share of failed records above which the exit status is 1.")] = 0.05,
+    rpm: Annotated[Optional[int], Option(help="Most requests per minute.", min=1)] = None,
+    tpm: Annotated[Optional[int], Option(help="Most tokens per minute.", min=1)] = None,
+    timeout: Annotated[float, Option(help="Seconds to wait for an answer.")] = 120.0,
+    max_cost: Annotated[Optional[float], Option(help="Most dollars for the whole folder.")] = None,
+    max_requests: Annotated[Optional[int], Option(help="Most requests of this run.")] = None,
+    max_failed: Annotated[float, Option(help="Share of failed records above which the exit status is 1.")] = 0.05,
     price: Annotated[
-        Optional[list[str]], typer.Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens; may be repeated.")
+        Optional[list[str]], Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens; may be repeated.")
     ] = None,
-    prices_file: Annotated[Optional[Path], typer.Option("--prices", help="A JSON file of prices.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for records that failed.")] = False,
-    batch: Annotated[bool, typer.Option("--batch", help="Use OpenAI's Batch API: half the price, within a day.")] = False,
-    batch_poll: Annotated[float, typer.Option(help="Seconds between two looks at a batch.")] = 30.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print requests, tokens, price and time; send nothing.")
-    ] = False,
-    executor: Annotated[Optional[str], typer.Option(help="Run tasks with datatrove: local, slurm or ray.")] = None,
-    tasks: Annotated[int, typer.Option(help="Parts of the build, with --executor.", min=1)] = 1,
-    workers: Annotated[int, typer.Option(help="Tasks at a time, with --executor.", min=1)] = 1,
-    slurm_partition: Annotated[Optional[str], typer.Option(help="Partition for --executor slurm.")] = None,
-    slurm_time: Annotated[str, typer.Option(help="Time limit of a task for --executor slurm.")] = "24:00:00",
+    prices_file: Annotated[Optional[Path], Option("--prices", help="A JSON file of prices.")] = None,
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Ask again for records that failed.")] = False,
+    batch: Annotated[bool, Option("--batch", help="Use OpenAI's Batch API: half the price, within a day.")] = False,
+    batch_poll: Annotated[float, Option(help="Seconds between two looks at a batch.")] = 30.0,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print requests, tokens, price and time; send nothing.")] = False,
+    executor: Annotated[Optional[str], Option(help="Run tasks with datatrove: local, slurm or ray.")] = None,
+    tasks: Annotated[int, Option(help="Parts of the build, with --executor.", min=1)] = 1,
+    workers: Annotated[int, Option(help="Tasks at a time, with --executor.", min=1)] = 1,
+    slurm_partition: Annotated[Optional[str], Option(help="Partition for --executor slurm.")] = None,
+    slurm_time: Annotated[str, Option(help="Time limit of a task for --executor slurm.")] = "24:00:00",
 ) -> None:
     """Turn query-passage pairs into InF-IR tuples. Nothing is paid for twice: run it again to go on."""
     from dataset_builder.batches import BATCH_RECORDS
@@ -104,39 +102,27 @@ def build(
     stopped: Stop | None = None
     try:
         if executor is not None:
-            cluster = _cluster()
+            try:
+                from dataset_builder import cluster
+            except ImportError as error:
+                hint = "pip install 'sentence-transformers-inf[scale]'"
+                raise ImportError(f"--executor needs datatrove: {hint} ({error})") from error
             step = cluster.BuildTask(output.resolve(), settings, limits, prices, base_url, retry_failed)
-            cluster.run_tasks(cluster.executor(executor, step, tasks, workers, slurm_partition, slurm_time))
+            cluster.run_tasks(executor, step, tasks, workers, slurm_partition, slurm_time)
             if executor == "slurm":
                 console.print("The tasks are with Slurm. When they have ended, the same command merges what they made.")
         else:
-            options = {"batch": batch, "batch_poll": batch_poll, "retry_failed": retry_failed}
-            _run_here(output, settings, limits, prices, base_url, local, options)
+            from dataset_builder.event_loop import run_sync
+            from dataset_builder.run import run
+            from dataset_builder.server import local_server
+
+            options: dict[str, Any] = {"batch": batch, "batch_poll": batch_poll, "retry_failed": retry_failed}
+            with contextlib.nullcontext(base_url) if local is None else local_server(local) as url, _progress() as show:
+                options |= {"base_url": url, "on_progress": show, "log": lambda line: stderr.print(line, markup=False)}
+                run_sync(lambda: run(output, settings, limits, prices, **options))
     except Stop as stop:
         stopped = stop
     _finish(output, settings, prices, tasks, max_failed, started, stopped, executor)
-
-
-def _cluster() -> ModuleType:
-    try:
-        from dataset_builder import cluster
-    except ImportError as error:
-        raise ImportError(f"--executor needs datatrove: pip install 'sentence-transformers-inf[scale]' ({error})") from error
-    return cluster
-
-
-def _run_here(
-    output: Path, settings: Settings, limits: Limits, prices: Prices, base_url: str | None, local: str | None,
-    options: dict[str, Any],
-) -> None:  # fmt: skip
-    """Run the build in this process, on a server of its own if ``local`` is a model."""
-    from dataset_builder.event_loop import run_sync
-    from dataset_builder.run import run
-    from dataset_builder.server import local_server
-
-    options |= {"log": lambda line: stderr.print(line, markup=False)}
-    with local_server(local) if local is not None else contextlib.nullcontext(base_url) as url, show_progress() as show:
-        run_sync(lambda: run(output, settings, limits, prices, base_url=url, on_progress=show, **options))
 
 
 def _finish(
@@ -144,7 +130,7 @@ def _finish(
     stopped: Stop | None, executor: str | None,
 ) -> None:  # fmt: skip
     """Export what there is, and exit with the status of the build."""
-    from dataset_builder.export import export, failures
+    from dataset_builder.export import export
 
     report = None
     with contextlib.suppress(FileNotFoundError) if stopped is not None else contextlib.nullcontext():
@@ -152,17 +138,18 @@ def _finish(
         _print_report(report, output, time.monotonic() - started)
     if stopped is not None and stopped.budget:
         stderr.print(f"stopped: {stopped}; raise it and run the same command to go on", markup=False)
-        raise typer.Exit(BUDGET)
+        raise Exit(BUDGET)
     if stopped is not None:
         error_line(str(stopped))
-        raise typer.Exit(CANNOT)
+        raise Exit(CANNOT)
     assert report is not None
     if executor in ("local", "ray") and report["unfinished"]:
         error_line(f"{report['unfinished']} pairs are unfinished: tasks did not end, see {output}/work/logs; run it again")
-        raise typer.Exit(CANNOT)
-    if (line := failures(report, max_failed)) is not None:
+        raise Exit(CANNOT)
+    if report["failed"] > max_failed * report["pairs"]:
+        line = f"{report['failed']} of {report['pairs']} records failed, more than --max-failed {max_failed:g} allows"
         error_line(f"{line}; --retry-failed asks for them again")
-        raise typer.Exit(FAILED)
+        raise Exit(FAILED)
 
 
 def _weights(types: str | None) -> dict[str, float] | None:
@@ -179,21 +166,21 @@ def _weights(types: str | None) -> dict[str, float] | None:
 
 
 def _print_estimate(count: int, estimate: Estimate, prices: Prices) -> None:
-    table = Table(title="Estimate, as if every record reached the judge", title_justify="left", show_header=False)
-    table.add_row("pairs", f"{count:,}")
-    table.add_row("without duplicates", f"{estimate.records:,}")
-    table.add_row("requests", f"{estimate.requests:,}")
-    table.add_row("tokens in", f"{estimate.prompt_tokens:,}")
-    table.add_row("tokens out", f"{estimate.completion_tokens:,}")
-    table.add_row("price", f"${estimate.cost:,.2f} (prices of {prices.as_of})")
-    table.add_row("time", f"{estimate.minutes:,.1f} minutes")
-    console.print(table)
+    cells = [
+        ("pairs", f"{count:,}"),
+        ("without duplicates", f"{estimate.records:,}"),
+        ("requests", f"{estimate.requests:,}"),
+        ("tokens in", f"{estimate.prompt_tokens:,}"),
+        ("tokens out", f"{estimate.completion_tokens:,}"),
+        ("price", f"${estimate.cost:,.2f} (prices of {prices.as_of})"),
+        ("time", f"{estimate.minutes:,.1f} minutes"),
+    ]
+    console.print(_grid(cells, "Estimate, as if every record reached the judge"))
 
 
 def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
-    table = Table(
-        title=f"{report['pairs']} pairs in {seconds / 60:.1f} minutes, ${report['cost']:.4f}", title_justify="left"
-    )
+    title = f"{report['pairs']} pairs in {seconds / 60:.1f} minutes, ${report['cost']:.4f}"
+    table = Table(title=title, title_justify="left")
     table.add_column("outcome")
     table.add_column("pairs", justify="right")
     for name in ("kept", "rejected", "failed", "unfinished"):
@@ -203,6 +190,65 @@ def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
     for reason, number in list(report["reasons"].items())[:12]:
         table.add_row(f"  {reason}", str(number))
     console.print(table)
-    console.print(
-        f"The tuples are in {output}/train.parquet, the report in {output}/report.md", markup=False, soft_wrap=True
-    )
+    line = f"The tuples are in {output}/train.parquet, the report in {output}/report.md"
+    console.print(line, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """A function that shows where the run stands: a live table on a terminal, else a line each ten seconds."""
+    if sys.stderr.isatty():
+        with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
+            yield lambda progress: live.update(_grid(_cells(progress)))
+        return
+    last = time.monotonic()
+
+    def log(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 10:
+            last = time.monotonic()
+            stderr.print(", ".join(f"{name} {value}" for name, value in _cells(progress)), markup=False)
+
+    yield log
+
+
+def _cells(progress: Progress) -> list[tuple[str, str]]:
+    usage, counts = progress.usage, progress.counts
+    rate = usage.requests / progress.seconds if progress.seconds else 0.0
+    share = progress.done / progress.total if progress.total else 1.0
+    left = f"{progress.seconds * (1 - share) / share / 60:.1f} min" if share and usage.stages.total() else "?"
+    stages = " ".join(f"{stage} {count}" for stage, count in usage.stages.items())
+    return [
+        ("records", f"{progress.done}/{progress.total}"),
+        ("answers", stages or "0"),
+        ("requests/s", f"{rate:.1f}"),
+        ("tokens", f"{usage.tokens:,}"),
+        ("cost", f"${usage.cost:.4f}"),
+        *((name, str(counts[name])) for name in ("kept", "rejected", "failed")),
+        ("left", left),
+    ]
+
+
+def _grid(cells: list[tuple[str, str]], title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for cell in cells:
+        table.add_row(*cell)
+    return table
+
+
+def repair(output: Annotated[Path, Argument(help="Folder of a build whose ledger is damaged.")]) -> None:
+    """Save what can be read of a damaged ledger; the damaged file is kept."""
+    import sqlite3
+
+    from dataset_builder.ledger import Ledger, LedgerError, repair_ledger
+
+    found = sorted((output / "work").glob("**/ledger.sqlite"))
+    if not found:
+        raise FileNotFoundError(f"{output}: there is no ledger in this folder")
+    for path in found:
+        try:
+            Ledger(path).close()
+            console.print(f"{path}: nothing is wrong with it", markup=False)
+        except (LedgerError, sqlite3.Error):
+            saved, aside = repair_ledger(path)
+            console.print(f"{path}: {saved} answers saved; the damaged file is now {aside.name}", markup=False)

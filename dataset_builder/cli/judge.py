@@ -1,4 +1,4 @@
-"""``inf-ir judge``."""
+"""``inf-ir judge`` and ``inf-ir agreement``."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
-import typer
 from rich.progress import Progress
+from rich.table import Table
+from typer import Argument, Option
 
 from dataset_builder.cli.options import Concurrency, Effort, Records, console, stderr
 
 
 def judge(
     data: Records,
-    model: Annotated[str, typer.Option(help="The judge: a model of the server, or with --kind a Hub id or folder.")],
-    labels: Annotated[Path, typer.Option(help="JSONL file that gets its labels, beside those of other annotators.")],
-    split: Annotated[Optional[str], typer.Option(help="Split of the data.")] = None,
-    limit: Annotated[Optional[int], typer.Option(help="Judge the first so many records only.")] = None,
+    model: Annotated[str, Option(help="The judge: a model of the server, or with --kind a Hub id or folder.")],
+    labels: Annotated[Path, Option(help="JSONL file that gets its labels, beside those of other annotators.")],
+    split: Annotated[Optional[str], Option(help="Split of the data.")] = None,
+    limit: Annotated[Optional[int], Option(help="Judge the first so many records only.")] = None,
     kind: Annotated[
-        str, typer.Option(help="'server', 'cross-encoder', or 'reranker' (a causal model of the FollowIR-7B kind).")
+        str, Option(help="'server', 'cross-encoder', or 'reranker' (a causal model of the FollowIR-7B kind).")
     ] = "server",
-    base_url: Annotated[Optional[str], typer.Option(help="An OpenAI-compatible server.", envvar="OPENAI_BASE_URL")] = None,
-    judge_mode: Annotated[str, typer.Option(help="'choice' or 'pairwise'.")] = "choice",
+    base_url: Annotated[Optional[str], Option(help="An OpenAI-compatible server.", envvar="OPENAI_BASE_URL")] = None,
+    judge_mode: Annotated[str, Option(help="'choice' or 'pairwise'.")] = "choice",
     effort: Effort = "medium",
     concurrency: Concurrency = 64,
-    max_cost: Annotated[Optional[float], typer.Option(help="Most dollars for this file of labels.")] = None,
-    price: Annotated[Optional[list[str]], typer.Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens.")] = None,
+    max_cost: Annotated[Optional[float], Option(help="Most dollars for this file of labels.")] = None,
+    price: Annotated[Optional[list[str]], Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens.")] = None,
 ) -> None:
     """Add a model's judgments of records to a file of labels, for `inf-ir agreement`."""
     from dataset_builder import judging
@@ -65,3 +66,25 @@ def judge(
         else:
             judging.judge_with_reranker(records, model, labels, on_progress)
     console.print(f"{len(records) - failed} of {len(records)} records judged; the labels are in {labels}", markup=False)
+
+
+def agreement(
+    labels: Annotated[Path, Argument(help="CSV or JSONL file with the columns item, annotator and label.")],
+    human: Annotated[list[str], Option(help="A human annotator; may be repeated.")],
+    chart: Annotated[Optional[Path], Option(help="Draw a bar chart into this PNG or SVG file.")] = None,
+) -> None:
+    """Average pairwise Cohen's kappa of each annotator with the humans: which judge to trust."""
+    from dataset_builder import agreement as measures
+
+    entries = measures.agreement(measures.read_labels(labels), human)
+    table = Table(title=f"Agreement with {', '.join(human)}", title_justify="left")
+    table.add_column("annotator")
+    for column in ("items", "κ", "95% interval"):
+        table.add_column(column, justify="right")
+    for entry in entries:
+        name = f"{entry.annotator} (human)" if entry.annotator in human else entry.annotator
+        table.add_row(name, str(entry.items), f"{entry.kappa:.3f}", f"[{entry.low:.3f}, {entry.high:.3f}]")
+    console.print(table)
+    if chart is not None:
+        measures.draw_chart(entries, human, chart)
+        console.print(f"The chart is in {chart}", markup=False)

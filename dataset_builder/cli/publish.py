@@ -1,26 +1,71 @@
-"""``inf-ir publish``."""
+"""``inf-ir check`` and ``inf-ir publish``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
 
-import typer
+from rich.table import Table
+from typer import Argument, Exit, Option
 
-from dataset_builder.cli.check import check_source
-from dataset_builder.cli.options import console
+from dataset_builder.cli.options import FAILED, Records, console
+
+if TYPE_CHECKING:
+    from dataset_builder.checks import CheckReport
+
+
+def check(
+    data: Records,
+    against: Annotated[
+        Optional[list[str]],
+        Option(help="An evaluation set: an MTEB task or benchmark, or a .txt/.jsonl file; may be repeated."),
+    ] = None,
+    json_file: Annotated[Optional[Path], Option("--json", help="Write the report to this file.")] = None,
+) -> None:
+    """Check records before publishing: schema, duplicates, leakage, overlap of splits, evaluation texts."""
+    report = check_source(data, against or [])
+    table = Table(title=f"{data}: {sum(report.records.values())} records", title_justify="left")
+    for column in ("", "finding", "records", "the first"):
+        table.add_column(column, justify="right" if column == "records" else "left")
+    for kind, found in (("error", report.errors), ("warning", report.warnings)):
+        for finding, number in found.most_common():
+            table.add_row(kind, finding, str(number), ", ".join(report.examples[finding][:2]))
+    console.print(table if report.errors or report.warnings else f"{data}: nothing found", markup=False)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if report.errors:
+        raise Exit(FAILED)
+
+
+def check_source(source: str, against: list[str]) -> CheckReport:
+    """Check what a corpus would be published as: an output folder of a build is split first."""
+    import tempfile
+
+    import datasets
+
+    from dataset_builder.checks import check_records, read_evaluation_texts
+    from dataset_builder.publish import build_splits
+    from sentence_transformers_inf.records import load_records, record_splits
+
+    texts = read_evaluation_texts(against)
+    if not (Path(source) / "report.json").is_file():
+        return check_records({split: load_records(source, split) for split in record_splits(source)}, texts)
+    datasets.disable_progress_bars()
+    load_records(source)  # the schema
+    with tempfile.TemporaryDirectory() as cache:
+        return check_records(dict(build_splits(source, "default", Path(cache))), texts)
 
 
 def publish(
-    source: Annotated[str, typer.Argument(help="'mini' or the output folder of inf-ir build.")],
-    repo: Annotated[str, typer.Option(help="Dataset on the Hub, as user/name.")],
-    public: Annotated[bool, typer.Option("--public", help="Make it public; else it is private.")] = False,
-    revision: Annotated[Optional[str], typer.Option(help="Branch to push to.")] = None,
+    source: Annotated[str, Argument(help="'mini' or the output folder of inf-ir build.")],
+    repo: Annotated[str, Option(help="Dataset on the Hub, as user/name.")],
+    public: Annotated[bool, Option("--public", help="Make it public; else it is private.")] = False,
+    revision: Annotated[Optional[str], Option(help="Branch to push to.")] = None,
     against: Annotated[
-        Optional[list[str]], typer.Option(help="Refuse records with texts of this evaluation set; may be repeated.")
+        Optional[list[str]], Option(help="Refuse records with texts of this evaluation set; may be repeated.")
     ] = None,
-    despite_errors: Annotated[
-        bool, typer.Option("--despite-errors", help="Publish although the check finds errors.")
-    ] = False,
+    despite_errors: Annotated[bool, Option("--despite-errors", help="Publish although the check finds errors.")] = False,
 ) -> None:
     """Push a corpus to the Hub as Parquet with a card, private unless --public."""
     import datasets
@@ -33,8 +78,7 @@ def publish(
     report = check_source(source, against or [])
     if report.errors and not despite_errors:
         finding, number = report.errors.most_common(1)[0]
-        raise ValueError(
-            f"{source}: {number} records with this error: {finding} (see `inf-ir check`; --despite-errors publishes)"
-        )
+        hint = "(see `inf-ir check`; --despite-errors publishes)"
+        raise ValueError(f"{source}: {number} records with this error: {finding} {hint}")
     url = hub.publish(source, repo, public=public, revision=revision)
     console.print(f"Pushed: {url}", markup=False, soft_wrap=True)

@@ -145,7 +145,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("FSDP and DeepSpeed are not supported: the encoders are saved whole. Use torchrun alone (DDP)")
         if args.ddp_static_graph:  # whose gradients PyTorch cannot leave unsynchronised while they accumulate
-            self.accelerator.no_sync = lambda model: contextlib.nullcontext()  # type: ignore[method-assign]
+            self.accelerator.no_sync = lambda model: contextlib.nullcontext()
         self.add_callback(MarkComplete())
         self.keep_last = KeepLast()
         if self._chooses:
