@@ -4,7 +4,8 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from sentence_transformers_inf.compat import HTTPError
+from sentence_transformers_inf import load_instruction_model
+from sentence_transformers_inf.compat import HTTPError, attention_of
 from tests.hub import connect
 
 NOWHERE = "http://127.0.0.1:9"
@@ -19,3 +20,12 @@ def test_huggingface_hub_raises_its_http_client_s_error(tmp_path, monkeypatch):
         return
     except Exception as error:
         pytest.fail(f"where the Hub cannot be reached, huggingface_hub raises {type(error)} and no HTTPError any more")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_transformers_keeps_the_attention_that_is_used_in_the_configuration(tiny, attention):
+    encoder = load_instruction_model(tiny)[0].model
+    encoder.set_attn_implementation(attention)
+    assert attention_of(encoder) == attention, (
+        "what set_attn_implementation sets is not where attention_of reads it any more"
+    )
