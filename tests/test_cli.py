@@ -73,6 +73,7 @@ def test_search_marks_what_the_instruction_moved(base, tmp_path):
         (lambda t: ("evaluate", t, "--data", "mini"), "cannot be loaded"),
         (lambda t: ("train", "--base", "base", "--output", t / "m", "--template", "{query} only"), "template '{query} only' must hold"),
         (lambda t: ("train", "--base", "base", "--output", t / "m", "--objective", "multi_Q", "--frozen-layers", 0), "unknown objective 'multi_Q'"),
+        (lambda t: ("train", "--output", t / "m", "--epoch", 1), "there is no argument --epoch; did you mean --epochs?"),
         (lambda t: ("train", "--base", "base", "--output", t / "m", "--data", t / "nothing.jsonl"), "nothing.jsonl: no such file"),
         (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"text": "one"})), "a corpus of 1 passage(s)"),
         (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"body": "one"})), "expected a column text"),

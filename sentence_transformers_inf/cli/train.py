@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -60,8 +61,14 @@ def parse(arguments: list[str]) -> tuple[ScriptArguments, InstructionTrainingArg
     parser = _parser()
     config, rest = _take_config(arguments)
     if config is not None:
-        parser.set_defaults(**read_config(config, _names()))
-    script, args = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
+        parser.set_defaults(**read_config(config, {entry.name for entry in _fields()}))
+    script, args, unknown = parser.parse_args_into_dataclasses(rest, look_for_args_file=False, return_remaining_strings=True)
+    if unknown:
+        known = [
+            name for entry in _fields() for name in (f"--{entry.name.replace('_', '-')}", *entry.metadata.get("aliases", ()))
+        ]
+        similar = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        parser.error(f"there is no argument {unknown[0]}" + (f"; did you mean {similar[0]}?" if similar else ""))
     return script, args
 
 
@@ -78,12 +85,11 @@ def read_config(path: Path, names: set[str]) -> dict[str, Any]:
     return config
 
 
-def _names() -> set[str]:
+def _fields() -> list[dataclasses.Field[Any]]:
     from sentence_transformers_inf.training import InstructionTrainingArguments
     from sentence_transformers_inf.training.arguments import ScriptArguments
 
-    classes = (ScriptArguments, InstructionTrainingArguments)
-    return {entry.name for of in classes for entry in dataclasses.fields(of)}
+    return [*dataclasses.fields(ScriptArguments), *dataclasses.fields(InstructionTrainingArguments)]
 
 
 def _parser() -> Any:
@@ -124,8 +130,7 @@ def _print_help(everything: bool) -> None:
         return
     table = Table(title="inf-embed train [--config FILE] [ARGUMENTS]", title_justify="left", show_header=False, box=None)
     own = [*ScriptArguments.__annotations__, *InstructionTrainingArguments.__annotations__]
-    fields = [*dataclasses.fields(ScriptArguments), *dataclasses.fields(InstructionTrainingArguments)]
-    for entry in (entry for entry in fields if entry.name in own):
+    for entry in (entry for entry in _fields() if entry.name in own):
         names = [f"--{entry.name.replace('_', '-')}", *entry.metadata.get("aliases", ())]
         table.add_row(", ".join(reversed(names)), entry.metadata["help"])
     console.print(table)
