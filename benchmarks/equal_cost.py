@@ -28,11 +28,11 @@ from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.modules import instructed_tower, load_instruction_model
+from sentence_transformers_inf.modules import load_instruction_model, two_towers
 from sentence_transformers_inf.training import InstructionTrainer, InstructionTrainingArguments
 from sentence_transformers_inf.training.arguments import SCHEDULES
 
-REFERENCE = {name: int(SCHEDULES["instructed"][name]) for name in ("sampled_instructions", "per_device_train_batch_size")}
+REFERENCE = {name: int(SCHEDULES["both"][name]) for name in ("sampled_instructions", "per_device_train_batch_size")}
 CELLS: dict[str, dict[str, int]] = {
     "the default": REFERENCE,
     **{f"{m} sampled": {**REFERENCE, "sampled_instructions": m} for m in (1, 2, 4, 8)},
@@ -43,7 +43,7 @@ METRICS = ("p_mrr", "pair_accuracy", "ndcg_at_10", "plain_ndcg_at_10")
 
 def tokens_per_record(records: datasets.Dataset, sampled_instructions: int, per_device_train_batch_size: int) -> float:
     """Tokens that the encoders are given for a record, without padding, over the first 128 records."""
-    model = instructed_tower(load_instruction_model(bundled_base())).to("cpu")
+    model = two_towers(load_instruction_model(bundled_base())).to("cpu")
     loss = InstructionContrastiveLoss(model, sampled_instructions=sampled_instructions, plain_weight=0.75)
     view = training_dataset(records)
     tokens = 0
@@ -61,7 +61,7 @@ def run(
     """Train and measure a cell with one seed, and write its ``result.json``."""
     epochs *= tokens_per_record(kept, **REFERENCE) / tokens_per_record(kept, **cell)
     size = cell["per_device_train_batch_size"] / REFERENCE["per_device_train_batch_size"]
-    rate = SCHEDULES["instructed"]["learning_rate"] * size**0.5
+    rate = SCHEDULES["both"]["learning_rate"] * size**0.5
     args = InstructionTrainingArguments(
         output_dir=str(output / "model"), **cell, num_train_epochs=epochs, learning_rate=rate, evaluations=1, seed=seed
     )

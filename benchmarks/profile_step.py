@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.modules import encoders_of, instructed_tower
+from sentence_transformers_inf.modules import encoders_of, two_towers
 from sentence_transformers_inf.training.arguments import SCHEDULES, has_fast_bfloat16
 from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, fast_on_cpu
 from sentence_transformers_inf.training.encoders import freeze, hidden_dropout
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     datasets.disable_progress_bars()
-    model = instructed_tower(load_instruction_model(bundled_base())).requires_grad_(True).train()
-    size, sampled = (int(SCHEDULES["instructed"][name]) for name in ("per_device_train_batch_size", "sampled_instructions"))
+    model = two_towers(load_instruction_model(bundled_base())).requires_grad_(True).train()
+    size, sampled = (int(SCHEDULES["both"][name]) for name in ("per_device_train_batch_size", "sampled_instructions"))
     device, lower = model.device.type, has_fast_bfloat16()
     for encoder in encoders_of(model):
         freeze(encoder, 2)

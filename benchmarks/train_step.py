@@ -34,7 +34,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.modules import adapter_tower, add_lora, copy_tower, encoder_of, encoders_of, instructed_tower
+from sentence_transformers_inf.modules import adapter_tower, add_lora, copy_tower, encoder_of, encoders_of, two_towers
 from sentence_transformers_inf.training.arguments import ADAPTER_LORA_R, has_fast_bfloat16
 from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, cheap_dropout, fast_on_cpu, without_padding
 from sentence_transformers_inf.training.encoders import freeze, hidden_dropout
@@ -65,7 +65,7 @@ def recipes(stack: contextlib.ExitStack) -> dict[str, InstructionContrastiveLoss
     both, lora, copied = fresh_model(), fresh_model(), fresh_model()
     lora, copied = (adapter_tower(base, copy_tower(base, share=share)) for base, share in ((lora, True), (copied, False)))
     add_lora(encoder_of(lora)[0], ADAPTER_LORA_R)
-    both = instructed_tower(both).requires_grad_(True)
+    both = two_towers(both).requires_grad_(True)
     for encoder in [*encoders_of(both), encoder_of(copied)[0]]:
         freeze(encoder, 2)
     for model in (both, lora, copied):
@@ -84,7 +84,7 @@ def parts_of_fast_on_cpu(stack: contextlib.ExitStack) -> dict[str, InstructionCo
     dtype = torch.bfloat16 if lower else torch.float32
     losses = {}
     for name in ("both", "without cheap dropout", "with padding", "neither"):
-        model = instructed_tower(load_instruction_model(bundled_base())).requires_grad_(True).train()
+        model = two_towers(load_instruction_model(bundled_base())).requires_grad_(True).train()
         for encoder in encoders_of(model):
             freeze(encoder, 2)
         stack.enter_context(hidden_dropout(model, 0.1))

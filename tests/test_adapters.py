@@ -39,7 +39,7 @@ ADAPTER = {"update": "queries", "learning_rate": 1e-2, "save_strategy": "no"}
 FORMS = {"lora": {}, "copy": {"lora_r": 0}, "merged": {"merge_base": True}}
 LOADED: dict = {}
 TOLD = {"instruction": "For young children, in simple words.", "query": "why is the sky blue"}
-JOINED = "why is the sky blue [SEP] For young children, in simple words."
+JOINED = "why is the sky blue For young children, in simple words."
 INPUT = st.one_of(
     st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=40),
     st.fixed_dictionaries(

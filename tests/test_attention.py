@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
-from sentence_transformers_inf import InstructionTrainingArguments, load_instruction_model, training_dataset
+from sentence_transformers_inf import load_instruction_model, training_dataset
 from sentence_transformers_inf.losses import (
     CachedInstructionContrastiveLoss,
     InstructionContrastiveLoss,
@@ -167,7 +167,7 @@ def test_training_keeps_the_attention(kind, tiny, few_records, tmp_path):
     if kind == "gated":
         assert float(loaded[1].gate.detach().abs().max()) > 0
     assert f"cross-attention (`{kind}`)" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    # Trained further, without a word on attention: one encoder still, and every instruction of the batch a candidate.
+    # Trained further, without a word on attention: every instruction of the batch is a candidate.
     further = train(few_records, tmp_path / "model", tmp_path / "further", **options)
     assert further[1].kind == kind
     settings = json.loads((tmp_path / "further" / "recipe.json").read_text(encoding="utf-8"))["settings"]
@@ -175,18 +175,9 @@ def test_training_keeps_the_attention(kind, tiny, few_records, tmp_path):
     assert "sampled_instructions" not in settings
 
 
-def test_an_instructed_encoder_and_attention_are_not_combined(tiny, few_records, tmp_path):
-    with pytest.raises(ValueError, match=r"encoders='instructed' and interaction='gated' cannot be combined: leave one out"):
-        InstructionTrainingArguments(encoders="instructed", interaction="gated")
+def test_a_base_with_attention_may_leave_it(tiny, few_records, tmp_path):
     base = load_instruction_model(tiny, interaction="gated")
-    with pytest.raises(ValueError, match="the model has attention, with which encoders='instructed' cannot be"):
-        trainer(few_records, base, tmp_path / "m", encoders="instructed")
-
-
-def test_a_base_with_attention_may_leave_it_for_an_instructed_encoder(tiny, few_records, tmp_path):
-    base = load_instruction_model(tiny, interaction="gated")
-    made = trainer(few_records, base, tmp_path / "m", encoders="instructed", interaction="concatenation").model
-    assert list(made[0].sub_modules) == ["base", "instructed"]
+    made = trainer(few_records, base, tmp_path / "m", interaction="concatenation").model
     assert not any(isinstance(module, (InstructionQueryAttention, PackedTransformer)) for module in made.modules())
 
 

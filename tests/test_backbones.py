@@ -96,19 +96,19 @@ WAYS = [
     # family, encoders ("queries": an adapter), interaction, lora_r, objective
     ("bert", "shared", "paper", 4, "multi_P_I"),
     ("bert", "separate", "gated", 0, "uni_P"),
-    ("bert", "instructed", "concatenation", 4, "uni_I"),
+    ("bert", "shared", "concatenation", 0, "uni_I"),
     ("bert", "queries", "gated", 4, "multi_P_IQ"),
     ("modernbert", "shared", "gated", 4, "uni_P_I"),
     ("modernbert", "separate", "paper", 0, "multi_P_I"),
-    ("modernbert", "instructed", "concatenation", 0, "uni_IQ"),
+    ("modernbert", "separate", "concatenation", 0, "uni_IQ"),
     ("modernbert", "queries", "concatenation", 4, "multi_I_IQ"),
     ("qwen", "shared", "concatenation", 0, "multi_P_I_IQ"),
     ("qwen", "separate", "gated", 4, "uni_I_IQ"),
-    ("qwen", "instructed", "concatenation", 4, "uni_P_IQ"),
+    ("qwen", "separate", "concatenation", 4, "uni_P_IQ"),
     ("qwen", "queries", "paper", 0, "multi_P_I"),
     ("llama", "shared", "gated", 0, "uni_P_I_IQ"),
     ("llama", "separate", "concatenation", 4, "multi_P_I"),
-    ("llama", "instructed", "concatenation", 0, "multi_P_I"),
+    ("llama", "shared", "concatenation", 4, "multi_P_I"),
     ("llama", "queries", "paper", 4, "multi_P_I_IQ"),
 ]
 
@@ -117,7 +117,7 @@ def test_the_ways_leave_no_objective_out():
     assert {way[-1] for way in WAYS} == set(OBJECTIVES)
     for family in FAMILIES:
         own = [way for way in WAYS if way[0] == family]
-        assert [len({way[place] for way in own}) for place in (1, 2, 3)] == [4, 3, 2]
+        assert [len({way[place] for way in own}) for place in (1, 2, 3)] == [3, 3, 2]
 
 
 @pytest.mark.parametrize(("family", "encoders", "interaction", "lora_r", "objective"), WAYS)
@@ -143,8 +143,7 @@ def test_a_backbone_trains_saves_loads_encodes_and_is_measured(
             assert not np.allclose(embeddings[others], was[others], atol=1e-4)
     same = np.allclose(loaded.encode_query(["a passage"]), loaded.encode_document(["a passage"]), atol=1e-5)
     assert same == (encoders != "separate")
-    decoder = loaded.tokenizer.sep_token is None
-    assert encoder_of(loaded)[0].template == ("{query} {instruction}" if decoder else "{query} [SEP] {instruction}")
+    assert encoder_of(loaded)[0].template == "{query} {instruction}"
     assert all(math.isfinite(value) for value in measure(loaded, few_records).means().values())
     if lora_r and encoders in ("shared", "queries"):
         assert (tmp_path / "model" / "adapter_model.safetensors").stat().st_size < 2**16
@@ -255,8 +254,9 @@ def e5(tiny, tmp_path):
 def test_e5_has_its_prompts_in_training_and_use(e5, few_records, tmp_path):
     trained = train(few_records, e5, tmp_path / "m", save_strategy="no")
     for model in (trained, load_instruction_model(tmp_path / "m").eval()):
-        joined = model.encode("query: vaccines [SEP] Brief.", task="instructed")
-        assert np.allclose(model.encode_query({"instruction": "Brief.", "query": "vaccines"}), joined, atol=1e-6)
+        joined = model.encode_query("vaccines Brief.")
+        assert np.array_equal(model.encode_query({"instruction": "Brief.", "query": "vaccines"}), joined)
+        assert np.allclose(model.encode("query: vaccines Brief.", task="query"), joined, atol=1e-6)
         assert np.allclose(model.encode_document("a passage"), model.encode("passage: a passage"), atol=1e-6)
 
 

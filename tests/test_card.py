@@ -8,7 +8,7 @@ import pytest
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.hub import templates
 from sentence_transformers_inf.hub.card import is_generated, model_card, write_model_card
-from sentence_transformers_inf.modules import adapter_tower, copy_tower, instructed_tower, save_adapter
+from sentence_transformers_inf.modules import adapter_tower, copy_tower, save_adapter, two_towers
 
 RECIPE = {
     "base": "sentence-transformers/all-MiniLM-L6-v2",
@@ -26,8 +26,8 @@ RECIPE = {
 
 
 def save_towers(base, folder, recipe=RECIPE):
-    """Save a model with an encoder of its own for instructed queries, and the recipe of the run that it may come from."""
-    model = instructed_tower(load_instruction_model(base, "{query} [SEP] {instruction}"))
+    """Save a model with an encoder of its own for queries, and the recipe of the run that it may come from."""
+    model = two_towers(load_instruction_model(base))
     model.save_pretrained(str(folder), create_model_card=False)
     if recipe is not None:
         (folder / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")

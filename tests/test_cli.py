@@ -130,7 +130,7 @@ def test_a_model_is_trained_and_measured_from_the_command_line(tiny, data, tmp_p
     assert str(model) in out
     assert "BertModel; mean pooling; padding on the right; " in out
     assert not list(model.glob("checkpoint-*")), "what only resuming needs is gone"
-    assert encoder_of(load_instruction_model(model))[0].template == "{query} [SEP] {instruction}"
+    assert encoder_of(load_instruction_model(model))[0].template == "{query} {instruction}"
     code, out, _ = call("inf-embed", "evaluate", model, "--data", data)
     assert code == 0
     assert "(test), 4 records" in " ".join(out.split())  # a long path breaks the line

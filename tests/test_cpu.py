@@ -21,7 +21,7 @@ from transformers import (
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.compat import attention_of
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
-from sentence_transformers_inf.modules import encoders_of, instructed_tower
+from sentence_transformers_inf.modules import encoders_of, two_towers
 from sentence_transformers_inf.training.cpu import CheapDropout, attend_apart, fast_on_cpu, without_padding
 from sentence_transformers_inf.training.encoders import hidden_dropout
 from tests.test_losses import columns, loss_and_gradients
@@ -100,7 +100,7 @@ def test_an_encoder_goes_without_padding_where_that_changes_nothing(config, goes
 @pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
 def test_neither_loss_nor_gradients_change(tiny, few_records, kind, towers):
     model = load_instruction_model(tiny).double()
-    model = instructed_tower(model) if towers == 2 else model
+    model = two_towers(model) if towers == 2 else model
     loss = kind(model.train(), sampled_instructions=1, plain_weight=0.5)
     with hidden_dropout(model, 0.0):
         value, gradient = loss_and_gradients(loss, model, columns(model, few_records))

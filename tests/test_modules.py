@@ -24,7 +24,6 @@ from sentence_transformers_inf.modules import (
     detach_adapter,
     encoder_of,
     encoders_of,
-    instructed_tower,
     is_adapter,
     save_adapter,
     two_towers,
@@ -49,11 +48,8 @@ KINDS = {
     "concatenation": (load_instruction_model, {InstructionTransformer}),
     "paper": (lambda name: load_instruction_model(name, interaction="paper"), ATTENDING),
     "gated": (lambda name: load_instruction_model(name, interaction="gated"), ATTENDING),
-    "instructed": (
-        lambda name: instructed_tower(load_instruction_model(name)),
-        {InstructionRouter, InstructionTransformer},
-    ),
-    "separate": (
+    "separate": (lambda name: two_towers(load_instruction_model(name)), {InstructionRouter, InstructionTransformer}),
+    "separate, gated": (
         lambda name: two_towers(load_instruction_model(name, interaction="gated")),
         {InstructionRouter, *ATTENDING},
     ),
@@ -71,7 +67,7 @@ def made(kind, name):
     torch.manual_seed(0)
     model = KINDS[kind][0](name).eval()
     with torch.no_grad():
-        for transformer in encoders_of(model, trained=True):
+        for transformer in encoders_of(model):
             for weight in transformer.parameters():
                 if weight.requires_grad:
                     weight.add_(0.02 * torch.randn_like(weight))
@@ -194,8 +190,8 @@ for folder, joined, route in zip(sys.argv[2::3], sys.argv[3::3], sys.argv[4::3])
 """
 
 
-ROUTES = {"instructed": "instructed", "copy": "instructed", "lora": "instructed", "gated lora": "instructed",
-          "separate": "query"}  # fmt: skip
+ROUTES = {"copy": "instructed", "lora": "instructed", "gated lora": "instructed",
+          "separate": "query", "separate, gated": "query"}  # fmt: skip
 
 
 def test_folders_load_where_this_package_is_not_installed(tiny, tmp_path):

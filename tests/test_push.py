@@ -44,11 +44,11 @@ def pushed(hub, tiny, tmp_path_factory):
 
 
 def test_a_pushed_model_loads_where_this_package_is_not(hub, pushed, tmp_path):
-    joined = ["{query} [SEP] {instruction}".format(**pair) for pair in PAIRS]
+    joined = ["{query} {instruction}".format(**pair) for pair in PAIRS]
     script = WITHOUT_PACKAGE + (
         "import numpy as np\nfrom sentence_transformers import SentenceTransformer\n"
         f"model = SentenceTransformer({REPO!r})\n"
-        f"np.save('joined.npy', model.encode({joined!r}, task='instructed'))\n"
+        f"np.save('joined.npy', model.encode_query({joined!r}))\n"
     )
     done = hub.run(tmp_path / "hf", "-c", script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

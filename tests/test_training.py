@@ -92,7 +92,7 @@ def test_a_finished_model_has_its_recipe_its_card_and_its_measurements(uninterru
     recipe = json.loads((uninterrupted / "recipe.json").read_text(encoding="utf-8"))
     assert (recipe["finished"], recipe["base"], recipe["records"]) == (True, tiny, 12)
     assert recipe["settings"]["objective"] == "multi_P_I"
-    assert recipe["settings"]["encoders"] == "instructed"
+    assert recipe["settings"]["encoders"] == "separate"
     assert recipe["settings"]["per_device_train_batch_size"] == 2
     card = (uninterrupted / "README.md").read_text(encoding="utf-8")
     assert "load_instruction_model" in card
@@ -108,7 +108,7 @@ def test_one_evaluation_is_one_at_the_end(corpus, tiny, tmp_path):
     assert [line.split(",")[1] for line in log.splitlines()] == ["steps", "6"]
 
 
-def test_instructed_queries_have_an_encoder_of_their_own_which_loads_anywhere(uninterrupted, tiny):
+def test_queries_have_an_encoder_of_their_own_which_obeys_wherever_it_is_loaded(uninterrupted, tiny):
     model, plain = load_instruction_model(uninterrupted), SentenceTransformer(str(uninterrupted))
     assert encoder_of(model)[0] is encoders_of(model)[1]
     name = "encoder.layer.1.output.dense.weight"
@@ -117,18 +117,19 @@ def test_instructed_queries_have_an_encoder_of_their_own_which_loads_anywhere(un
     assert not torch.equal(*learned)
     assert not any(torch.equal(weight, before) for weight in learned)
     pair = {"instruction": "For a ten-year-old.", "query": "why is the sky blue"}
-    instructed = model.encode([pair])
-    assert np.array_equal(instructed, plain.encode(["why is the sky blue [SEP] For a ten-year-old."], task="instructed"))
-    assert not np.allclose(instructed, model.encode(["why is the sky blue [SEP] For a ten-year-old."]), atol=1e-4)
+    long = {**pair, "instruction": "Only what was measured, nothing that is a guess. " * 60}
+    for told in (pair, long):
+        joined = [f"{told['query']} {told['instruction']}"]
+        for encoded in (model.encode([told]), model.encode_query([told]), model.encode_query(joined)):
+            assert np.array_equal(encoded, plain.encode_query(joined))
     for texts in (["why is the sky blue"], ["Air scatters blue light."]):
         assert np.array_equal(model.encode_query(texts), plain.encode_query(texts))
-        assert np.array_equal(model.encode_document(texts), plain.encode_query(texts))
+        assert np.array_equal(model.encode_document(texts), plain.encode_document(texts))
 
 
-def test_what_has_no_instructions_has_one_encoder(corpus, tiny, tmp_path):
-    settings = {"limit": 2, "evaluations": 1}
-    assert len(encoders_of(train(corpus, tiny, tmp_path / "bare", instructions=False, **settings))) == 1
-    assert len(encoders_of(train(corpus, tiny, tmp_path / "shared", encoders="shared", **settings))) == 1
+def test_one_encoder_may_serve_both_sides(corpus, tiny, tmp_path):
+    model = train(corpus, tiny, tmp_path / "shared", encoders="shared", limit=2, evaluations=1)
+    assert len(encoders_of(model)) == 1
 
 
 def test_a_base_that_takes_instructions_already_keeps_its_template(tiny, corpus, tmp_path):
@@ -327,9 +328,7 @@ def test_it_evaluates_however_checkpoints_are_written(corpus, tiny, tmp_path, gi
         ({"template": "{query}"}, "template"),
         ({"update": "passages"}, "unknown update 'passages'"),
         ({"update": "queries", "encoders": "separate"}, "leave encoders out"),
-        ({"encoders": "two"}, "there are shared, instructed, separate"),
-        ({"encoders": "instructed", "instructions": False}, "without instructions nothing would train"),
-        ({"encoders": "instructed", "interaction": "gated"}, "cannot be combined"),
+        ({"encoders": "two"}, "there are shared, separate"),
         ({"passage_embeddings": "v.npy"}, "use them with update='queries'"),
         ({"update": "queries", "instructions": False}, "leave instructions on"),
         ({"lora_r": -1}, "lora_r must not be negative"),

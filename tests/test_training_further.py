@@ -12,14 +12,13 @@ from tests.training import train, trainer
 
 FIRST = {
     "shared": {"encoders": "shared"},
-    "instructed": {},
-    "separate": {"encoders": "separate"},
+    "separate": {},
     "with a LoRA": {"lora_r": 4},
     "adapter": {"update": "queries", "lora_r": 4},
     "adapter of a copy": {"update": "queries", "lora_r": 0},
     "merged adapter": {"update": "queries", "lora_r": 4, "merge_base": True},
 }
-BECOMES = {"shared": "instructed", "merged adapter": "instructed", "with a LoRA": "shared"}
+BECOMES = {"shared": "separate", "with a LoRA": "shared"}
 QUICK = {"learning_rate": 1e-2, "save_strategy": "no"}
 INPUTS = [{"instruction": "For young children.", "query": "why is the sky blue"}, {"query": "sky"}, "a passage"]
 
@@ -70,13 +69,13 @@ def test_it_goes_on_from_what_the_first_training_left(further, checkpoints):
     moved = np.abs(embeddings(model) - first).max(axis=1) > 1e-4
     instructed, bare, passage = moved[0], moved[1], moved[2]
     assert instructed
-    assert bare == passage == ("adapter" not in kind or kind == "merged adapter")
+    assert bare == passage == ("adapter" not in kind)
 
 
 def test_it_stays_what_it_is(further):
     kind, folder, model = further
     settings = settings_of(folder)
-    assert is_adapter(model) == is_adapter(load_instruction_model(folder)) == kind.startswith("adapter")
+    assert is_adapter(model) == is_adapter(load_instruction_model(folder)) == ("adapter" in kind)
     if is_adapter(model):
         assert settings["update"] == "queries"
         assert "encoders" not in settings
@@ -85,13 +84,14 @@ def test_it_stays_what_it_is(further):
     assert settings["lora_r"] == lora_rank(encoder_of(model)[0]) == (4 if kind in ("with a LoRA", "adapter") else 0)
 
 
-def test_an_adapter_keeps_its_own_base(further, tiny):
+def test_an_adapter_keeps_its_own_base(further, checkpoints, tiny):
     kind, folder, model = further
     if not is_adapter(model):
         assert not (folder / "instruction_adapter.json").exists()
         return
     said = json.loads((folder / "instruction_adapter.json").read_text(encoding="utf-8"))
-    assert (said["base"], said["lora"]) == (tiny, kind == "adapter")
+    base = str(checkpoints(kind)) if kind == "merged adapter" else tiny
+    assert (said["base"], said["lora"]) == (base, kind == "adapter")
     plain = load_instruction_model(tiny)
     for loaded in (model, load_instruction_model(folder)):
         assert np.array_equal(loaded.encode(INPUTS[1:]), plain.encode(INPUTS[1:]))
@@ -123,8 +123,7 @@ def test_saved_again_it_is_the_same_model(further, tmp_path):
 @pytest.mark.parametrize(
     ("first", "settings", "message"),
     [
-        ("instructed", {"encoders": "separate"}, "the model has encoders='instructed' already"),
-        ("separate", {"encoders": "instructed"}, "the model has encoders='separate' already"),
+        ("separate", {"encoders": "shared"}, "the model has encoders='separate' already"),
         ("separate", {"lora_r": 4}, "a LoRA is added to a model with one encoder"),
         ("with a LoRA", {"lora_r": 8}, "the model has lora_r=4 already"),
         ("adapter", {"lora_r": 0}, "the model has lora_r=4 already"),
@@ -147,7 +146,7 @@ def test_it_does_not_become_something_else(checkpoints, mine, tmp_path, first, s
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
-@pytest.mark.parametrize("kind", ["instructed", "separate", "merged adapter"])
+@pytest.mark.parametrize("kind", ["separate", "merged adapter"])
 def test_an_adapter_leaves_a_base_of_two_encoders_as_it_is(checkpoints, mine, tmp_path, kind, lora_r):
     base = load_instruction_model(checkpoints(kind))
     trained = train(mine, checkpoints(kind), tmp_path / "m", update="queries", lora_r=lora_r, **QUICK)
@@ -162,7 +161,7 @@ def test_an_adapter_leaves_a_base_of_two_encoders_as_it_is(checkpoints, mine, tm
 
 
 def test_such_an_adapter_is_trained_further_and_names_the_same_base(checkpoints, few_records, mine, tmp_path):
-    base = checkpoints("instructed")
+    base = checkpoints("separate")
     train(few_records, base, tmp_path / "a", update="queries", lora_r=4, **QUICK)
     trained = train(mine, tmp_path / "a", tmp_path / "b", **QUICK)
     assert json.loads((tmp_path / "b" / "instruction_adapter.json").read_text(encoding="utf-8"))["base"] == str(base)

@@ -14,7 +14,7 @@ from transformers import modeling_flash_attention_utils as flash
 
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
-from sentence_transformers_inf.modules import encoders_of, instructed_tower
+from sentence_transformers_inf.modules import encoders_of, two_towers
 from tests.test_losses import columns, loss_and_gradients
 from tests.training import trainer
 
@@ -63,7 +63,7 @@ def flattening(monkeypatch):
 def test_flattened_columns_give_the_loss_and_gradients_of_padded_ones(model, few_records, flattening, kind, towers):
     model = model.double()
     if towers == 2:
-        model = instructed_tower(model).requires_grad_(True)
+        model = two_towers(model).requires_grad_(True)
     size = {"mini_batch_size": 5} if kind is CachedInstructionContrastiveLoss else {}
     options = {"sampled_instructions": 1, "plain_weight": 0.5, **size}
     padded = kind(model, **options)

@@ -8,14 +8,12 @@ from sentence_transformers_inf.modules.instruction_router import (
     copy_tower,
     encoder_of,
     encoders_of,
-    instructed_tower,
     is_single,
     two_towers,
 )
 from sentence_transformers_inf.modules.instruction_transformer import (
     DEFAULT_TEMPLATE,
     InstructionTransformer,
-    separated_template,
 )
 from sentence_transformers_inf.modules.loading import attach_adapter, load_instruction_model
 from sentence_transformers_inf.modules.lora import add_lora, has_lora, merge_lora
@@ -36,12 +34,10 @@ __all__ = [
     "encoder_of",
     "encoders_of",
     "has_lora",
-    "instructed_tower",
     "is_adapter",
     "is_single",
     "load_instruction_model",
     "merge_lora",
     "save_adapter",
-    "separated_template",
     "two_towers",
 ]

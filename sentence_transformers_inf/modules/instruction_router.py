@@ -1,12 +1,11 @@
-"""Several encoders in one model: Sentence Transformers' ``Router`` that sends instructed queries their own way.
+"""Several encoders in one model: Sentence Transformers' ``Router`` that takes instructed queries.
 
-Three uses, told apart by the names of the routes:
+Two uses, told apart by the names of the routes:
 
 - ``"query"`` and ``"document"``: queries, instructed or not, have an encoder of their own, and passages another
   (:func:`two_towers`; the paper's separate encoders, Zhuang et al. 2025, §4).
-- ``"base"`` and ``"instructed"``: instructed queries have an encoder of their own. Passages and bare queries, whichever
-  method encodes them, share the other (:func:`instructed_tower`).
-- An adapter is such an ``"instructed"`` route beside a base model that stays as it is (:func:`adapter_tower`).
+- An adapter is a route ``"instructed"`` beside those of a base model that stays as it is (:func:`adapter_tower`): its
+  passages and bare queries are the base's.
 """
 
 from __future__ import annotations
@@ -23,11 +22,6 @@ from torch import Tensor, nn
 from sentence_transformers_inf.modules.instruction_transformer import TEXT_KEYS, check_inputs
 from sentence_transformers_inf.modules.lora import has_lora, merge_lora
 from sentence_transformers_inf.modules.saved_as import saved_as
-
-_BASE_ROUTES: dict[tuple[str | None, str | tuple[str, ...] | None], str] = {
-    ("query", None): "base",
-    ("document", None): "base",
-}
 
 
 @saved_as(Router)
@@ -146,24 +140,11 @@ def two_towers(model: SentenceTransformer) -> SentenceTransformer:
     Raises:
         ValueError: The model has several encoders already.
     """
-    _check_single(model)
+    if not is_single(model):
+        raise ValueError("the model has several encoders already")
     modules: Any = list(model)
     router = InstructionRouter({"document": modules, "query": copy.deepcopy(modules)}, default_route="document")
     return with_settings(SentenceTransformer(modules=[router]), model)
-
-
-def instructed_tower(model: SentenceTransformer) -> SentenceTransformer:
-    """A model with an encoder of its own for instructed queries; both begin as ``model``, which becomes that of all else.
-
-    Args:
-        model: From :func:`~sentence_transformers_inf.load_instruction_model`, with one encoder.
-
-    Raises:
-        ValueError: The model has several encoders already.
-    """
-    _check_single(model)
-    modules = list(model)
-    return _with_tower(model, {"base": modules}, copy.deepcopy(modules))
 
 
 def adapter_tower(model: SentenceTransformer, tower: list[nn.Module]) -> SentenceTransformer:
@@ -173,13 +154,27 @@ def adapter_tower(model: SentenceTransformer, tower: list[nn.Module]) -> Sentenc
         model: The base, with one encoder or several.
         tower: The modules for instructed queries, for example :func:`copy_tower`'s.
     """
-    routes: dict[str, Any] = {"base": list(model)}
-    if isinstance(model[0], Router):
-        routes = {name: list(model[0].sub_modules[name]) for name in model[0].sub_modules if name != "instructed"}  # type: ignore[call-overload]
     model.requires_grad_(False)
-    adapted = _with_tower(model, routes, tower)
-    adapted[0].base_model = (model,)  # type: ignore[assignment]
-    return adapted
+    if isinstance(model[0], Router):
+        routes: Any = {name: list(model[0].sub_modules[name]) for name in ("query", "document")}  # type: ignore[call-overload]
+        router = InstructionRouter(routes | {"instructed": tower}, default_route="document")
+    else:
+        routes = {"base": list(model), "instructed": tower}
+        to_base: Any = {("query", None): "base", ("document", None): "base"}
+        router = InstructionRouter(routes, default_route="base", route_mappings=to_base)
+    router.base_model = (model,)
+    return with_settings(SentenceTransformer(modules=[router]), model)
+
+
+def base_beside(model: SentenceTransformer) -> SentenceTransformer:
+    """The base model of an adapter that was saved with it, as a model of its own that shares the modules."""
+    router: Any = model[0]
+    if "base" in router.sub_modules:
+        modules = list(router.route("base"))
+    else:
+        routes: Any = {name: list(router.route(name)) for name in ("query", "document")}
+        modules = [InstructionRouter(routes, default_route="document")]
+    return with_settings(SentenceTransformer(modules=modules), model)
 
 
 def copy_tower(model: SentenceTransformer, *, share: bool) -> list[nn.Module]:
@@ -206,18 +201,12 @@ def encoder_of(model: SentenceTransformer) -> nn.Sequential:
     return first.route(first.instructed_route) if isinstance(first, InstructionRouter) else model
 
 
-def encoders_of(model: SentenceTransformer, trained: bool = False) -> list[Transformer]:
-    """The transformers of a model: one, or one of each route.
-
-    Args:
-        model: From :func:`~sentence_transformers_inf.load_instruction_model` or with several encoders.
-        trained: Leave out those of a base model which an adapter stands beside.
-    """
+def encoders_of(model: SentenceTransformer) -> list[Transformer]:
+    """The transformers of a model: one, or one of each route."""
     first = model[0]
     if not isinstance(first, InstructionRouter):
         return [first]  # type: ignore[list-item]
-    names = ["instructed"] if trained and first.base_model else list(first.sub_modules)
-    return [first.route(name)[0] for name in names]  # type: ignore[misc]
+    return [first.route(name)[0] for name in first.sub_modules]  # type: ignore[misc]
 
 
 def with_settings(model: SentenceTransformer, like: SentenceTransformer) -> SentenceTransformer:
@@ -229,15 +218,3 @@ def with_settings(model: SentenceTransformer, like: SentenceTransformer) -> Sent
     model.model_card_data.base_model = like.model_card_data.base_model
     model.model_card_data.base_model_revision = like.model_card_data.base_model_revision
     return model.to(like.device).train(like.training)
-
-
-def _with_tower(model: SentenceTransformer, routes: dict[str, Any], tower: Any) -> SentenceTransformer:
-    mappings = _BASE_ROUTES if "base" in routes else None
-    default = "base" if "base" in routes else "document"
-    router = InstructionRouter({**routes, "instructed": tower}, default_route=default, route_mappings=mappings)
-    return with_settings(SentenceTransformer(modules=[router]), model)
-
-
-def _check_single(model: SentenceTransformer) -> None:
-    if not is_single(model):
-        raise ValueError("the model has several encoders already")

@@ -31,16 +31,6 @@ TEXT_KEYS = ("text", "instruction", "query", "prompt")
 """Features that hold the strings of a batch, for the losses; no encoder gets them."""
 
 
-def separated_template(tokenizer: Any) -> str:
-    """The default template with the tokenizer's separator in the middle (``"{query} [SEP] {instruction}"`` for BERT).
-
-    A model can then tell an instruction from a query's own words. Where the tokenizer has no separator, as those of most
-    decoders, the default template.
-    """
-    separator = getattr(tokenizer, "sep_token", None)
-    return DEFAULT_TEMPLATE if separator is None else f"{{query}} {separator} {{instruction}}"
-
-
 def check_template(template: str) -> str:
     """Return ``template`` if it has the fields ``{instruction}`` and ``{query}`` and no other.
 
@@ -153,6 +143,8 @@ class InstructionTransformer(Transformer):
             f"Some instructed queries are longer than {limit} tokens: their instructions are cut and their queries kept. "
             "Raise max_query_length (or max_seq_length) if the model allows it."
         )
+        if self.template.startswith("{query}") and self.template.endswith("{instruction}"):
+            return features  # the tokenizer cut the instruction, as it cuts joined strings in any other program
         texts = [shortened.get(row, text) for row, text in enumerate(texts)]
         return super().preprocess(texts, prompt=prompt, max_length=limit, **kwargs)
 

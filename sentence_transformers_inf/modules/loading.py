@@ -16,11 +16,12 @@ from tokenizers.processors import Sequence, TemplateProcessing
 from torch import nn
 
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
-from sentence_transformers_inf.modules.adapter import ADAPTER_FILE, check_base
+from sentence_transformers_inf.modules.adapter import ADAPTER_FILE, check_base, detach_adapter, is_adapter
 from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 from sentence_transformers_inf.modules.instruction_router import (
     InstructionRouter,
     adapter_tower,
+    base_beside,
     copy_tower,
     encoder_of,
 )
@@ -186,6 +187,8 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
         file = str(load_file_path(name, f"{folders[0]}/{router.config_file_name}".lstrip("/"), **place))
         for route, parts in json.loads(Path(file).read_text(encoding="utf-8"))["structure"].items():
             _take_saved(router.route(route), name, [f"{folders[0]}/{part}".lstrip("/") for part in parts], place)
+        if "instructed" in router.sub_modules:
+            router.base_model = (base_beside(model),)
     return model
 
 
@@ -208,6 +211,7 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
     if file is None:
         raise FileNotFoundError(f"{adapter}: there is no adapter here")
     settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    base = detach_adapter(base) if is_adapter(base) else base
     check_base(settings, base)
     modules_file = str(load_file_path(str(adapter), "modules.json", **place))
     folders = [entry["path"] for entry in json.loads(Path(modules_file).read_text(encoding="utf-8"))]

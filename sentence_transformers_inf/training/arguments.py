@@ -14,27 +14,27 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from sentence_transformers_inf.losses.functional import OBJECTIVES, objective_terms
-from sentence_transformers_inf.modules import KINDS, InstructionQueryAttention, encoder_of, is_adapter, is_single
+from sentence_transformers_inf.modules import (
+    DEFAULT_TEMPLATE,
+    KINDS,
+    InstructionQueryAttention,
+    encoder_of,
+    is_adapter,
+    is_single,
+)
 from sentence_transformers_inf.modules.loading import check_settings
 from sentence_transformers_inf.modules.lora import lora_rank
 
 ADAPTER_LORA_R = 32
 """Rank of an adapter's LoRA by default."""
 
-PASSAGE_RATE = 0.4
-"""Of the learning rate of instructed queries' own encoder: that of the other one."""
-
 SCHEDULES = {
-    "instructed": {
-        **{"num_train_epochs": 2.0, "learning_rate": 3e-4, "per_device_train_batch_size": 8},
-        "sampled_instructions": 0,
-    },
     "both": {"num_train_epochs": 1.6, "learning_rate": 2.5e-4, "per_device_train_batch_size": 16},
     "queries": {"num_train_epochs": 4.0, "learning_rate": 3e-4, "per_device_train_batch_size": 16},
     "lora": {"num_train_epochs": 4.0, "learning_rate": 2e-3, "per_device_train_batch_size": 16},
 }
-"""Defaults by what is trained: instructed queries with an encoder of their own, one encoder or two for both sides, a copy
-of the encoder for instructed queries alone, or a LoRA. See docs/recipe.md."""
+"""Defaults by what is trained: both sides, a copy of the encoder for instructed queries alone, or a LoRA. See
+docs/recipe.md."""
 
 _SHAPE_THE_WEIGHTS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
@@ -110,14 +110,14 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     )
     encoders: Optional[str] = _option(
         None,
-        "With an encoder of their own: instructed queries (instructed), queries (separate), nothing (shared). Default: "
-        "instructed; shared with LoRA, with attention and without instructions.",
+        "One encoder for queries and passages (shared), or one each (separate). Default: separate; shared with a LoRA or "
+        "with attention.",
     )
     interaction: Optional[str] = _option(
         None, f"How instruction and query meet: concatenation, or attention: {', '.join(KINDS)}. Default: the base's."
     )
     template: Optional[str] = _option(
-        None, "How instruction and query are joined. Default: the base's, else '{query} [SEP] {instruction}'."
+        None, f"How instruction and query are joined. Default: the base's, else {DEFAULT_TEMPLATE!r}."
     )
     lora_r: Optional[int] = _option(None, f"Rank of a LoRA; 0: none. Default: {ADAPTER_LORA_R} for an adapter, else 0.")
     merge_base: bool = _option(False, "Save the base with an adapter, and LoRA merged into the weights.")
@@ -188,15 +188,11 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
 def _check(args: InstructionTrainingArguments) -> None:
     objective_terms(args.objective)
     check_settings(args.template, None, args.interaction)
-    for name, values in (("update", ("both", "queries")), ("encoders", ("shared", "instructed", "separate"))):
+    for name, values in (("update", ("both", "queries")), ("encoders", ("shared", "separate"))):
         if getattr(args, name) not in (None, *values):
             raise ValueError(f"unknown {name} {getattr(args, name)!r}; there are {', '.join(values)}")
     if args.update == "queries" and args.encoders is not None:
         raise ValueError("with update='queries' it is said already what is encoded by what: leave encoders out")
-    if args.encoders == "instructed" and not args.instructions:
-        raise ValueError("without instructions nothing would train their encoder: leave encoders out")
-    if args.encoders == "instructed" and args.interaction in KINDS:
-        raise ValueError(f"encoders='instructed' and interaction={args.interaction!r} cannot be combined: leave one out")
     if args.update != "queries" and args.passage_embeddings is not None:
         raise ValueError("passage_embeddings are of passages that stay as they are: use them with update='queries'")
     if args.update == "queries" and args.passage_embeddings is None and not args.instructions:
@@ -241,8 +237,7 @@ def resolve(args: InstructionTrainingArguments, model: SentenceTransformer) -> I
     args.lora_r = _lora_r(args, model, is_adapting)
     if args.update == "both":
         args.encoders = _encoders(args, model)
-    default = SCHEDULES["lora" if args.lora_r else "instructed" if args.encoders == "instructed" else args.update]
-    for name, value in default.items():
+    for name, value in SCHEDULES["lora" if args.lora_r else args.update].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.plain_weight = (0.0 if is_adapting else 0.75) if args.plain_weight is None else args.plain_weight
@@ -253,8 +248,6 @@ def resolve(args: InstructionTrainingArguments, model: SentenceTransformer) -> I
     args.dropout = (0.1 if has_dropout else 0.0) if args.dropout is None else args.dropout
     if args.prompts is None:
         args.prompts = _prompts(model)
-    if args.encoders == "instructed" and not args.learning_rate_mapping:
-        args.learning_rate_mapping = {r"sub_modules\.base\.": round(PASSAGE_RATE * float(args.learning_rate or 0), 12)}
     return args
 
 
@@ -272,19 +265,16 @@ def _lora_r(args: InstructionTrainingArguments, model: SentenceTransformer, is_a
 
 def _encoders(args: InstructionTrainingArguments, model: SentenceTransformer) -> str:
     """Which encoders a model of its kind gets, or has."""
-    if not is_single(model):
-        has = "instructed" if "instructed" in model[0].sub_modules else "separate"  # type: ignore[operator]
-        if args.encoders not in (None, has):
-            raise ValueError(f"the model has encoders={has!r} already: leave encoders out")
-        if args.lora_r:
-            raise ValueError("a LoRA is added to a model with one encoder, or with update='queries'")
-        return has
-    encoder = encoder_of(model)
-    attends = len(encoder) > 1 and isinstance(encoder[1], InstructionQueryAttention) and args.interaction is None
-    if args.encoders == "instructed" and attends:
-        raise ValueError("the model has attention, with which encoders='instructed' cannot be: leave encoders out")
-    own = args.instructions and not args.lora_r and not attends and args.interaction in (None, "concatenation")
-    return args.encoders or ("instructed" if own else "shared")
+    if is_single(model):
+        encoder = encoder_of(model)
+        attends = len(encoder) > 1 and isinstance(encoder[1], InstructionQueryAttention)
+        attends = attends if args.interaction is None else args.interaction in KINDS
+        return args.encoders or ("shared" if args.lora_r or attends else "separate")
+    if args.encoders == "shared":
+        raise ValueError("the model has encoders='separate' already: leave encoders out")
+    if args.lora_r:
+        raise ValueError("a LoRA is added to a model with one encoder, or with update='queries'")
+    return "separate"
 
 
 def evaluate_with_checkpoints(args: InstructionTrainingArguments, metric: str | None) -> bool:

@@ -15,17 +15,14 @@ from torch import nn
 
 from sentence_transformers_inf.modules import (
     InstructionRouter,
-    InstructionTransformer,
     adapter_tower,
     add_lora,
     copy_tower,
     encoder_of,
     encoders_of,
     has_lora,
-    instructed_tower,
     is_adapter,
     is_single,
-    separated_template,
     two_towers,
 )
 from sentence_transformers_inf.modules.loading import take_instructions
@@ -46,17 +43,20 @@ def build_model(
     Raises:
         ValueError: The settings do not fit the model.
     """
-    if args.update == "queries" and passage_dimension is None:
-        return _build_adapter(model, args)
-    _take_instructions(encoder_of(model), args)
+    adapts = args.update == "queries" and passage_dimension is None
+    if adapts and not is_adapter(model):
+        model = adapter_tower(model, copy_tower(model, share=bool(args.lora_r)))
+    take_instructions(encoder_of(model), args.template, interaction=args.interaction)
     if passage_dimension is not None:
         size = int(model.get_embedding_dimension() or 0)
         if size != passage_dimension:
             model.append(Dense(size, passage_dimension, activation_function=nn.Identity()).to(model.device))
-    elif is_single(model) and args.encoders != "shared":
-        model = two_towers(model) if args.encoders == "separate" else instructed_tower(model)
-    model.requires_grad_(True)
-    for transformer in encoders_of(model):
+    elif is_single(model) and args.encoders == "separate":
+        model = two_towers(model)
+    model.requires_grad_(not adapts)
+    encoder_of(model).requires_grad_(True)
+    transformers: list[Any] = [encoder_of(model)[0]] if adapts else encoders_of(model)
+    for transformer in transformers:
         if has_lora(transformer):
             train_lora(transformer)
         elif args.lora_r:
@@ -64,35 +64,6 @@ def build_model(
         elif args.frozen_layers:
             freeze(transformer, args.frozen_layers)
     return model
-
-
-def _build_adapter(model: SentenceTransformer, args: InstructionTrainingArguments) -> SentenceTransformer:
-    """A trained tower beside a base that stays as it is; an adapter is trained further."""
-    if not is_adapter(model):
-        tower = nn.Sequential(*copy_tower(model, share=bool(args.lora_r)))
-        _take_instructions(tower, args)
-        model = adapter_tower(model, list(tower))
-    else:
-        _take_instructions(encoder_of(model), args)
-    tower = encoder_of(model)
-    transformer: Any = tower[0]
-    tower[1:].requires_grad_(True)
-    if has_lora(transformer):
-        train_lora(transformer)
-    elif args.lora_r:
-        add_lora(transformer, args.lora_r)
-    else:
-        transformer.requires_grad_(True)
-        if args.frozen_layers:
-            freeze(transformer, args.frozen_layers)
-    return model
-
-
-def _take_instructions(modules: nn.Sequential, args: InstructionTrainingArguments) -> None:
-    template = args.template
-    if template is None and not isinstance(modules[0], InstructionTransformer):
-        template = separated_template(getattr(modules[0], "tokenizer", None))
-    take_instructions(modules, template, interaction=args.interaction)
 
 
 def freeze(transformer: Transformer, count: int) -> None:
