@@ -92,3 +92,15 @@ def test_the_bootstrap_interval_covers_the_mean_and_shrinks():
     assert high - low < wide_high - wide_low
     assert high - low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)
     assert metrics.bootstrap_interval(values) == (low, high)
+
+
+def test_a_passage_that_was_not_found_has_the_next_rank():
+    run = {"a": 0.5, "b": 0.5, "c": 0.9}
+    assert [metrics.rank_in_run(run, name) for name in "abcd"] == [3, 2, 1, 4]
+
+
+def test_the_pair_share_is_a_mean_over_topics():
+    # Topic 1: kept at 1 and 5, excluded at 2 and 4: 1 < 2, 1 < 4, not 5 < 2, not 5 < 4: 2 of 4.
+    # Topic 2: kept at 3, excluded at 7: 1 of 1. The mean is 3/4, where pooled pairs would give 3/5.
+    kept, excluded = [np.array([1, 5]), np.array([3])], [np.array([2, 4]), np.array([7])]
+    assert metrics.pair_share(kept, excluded) == 0.75

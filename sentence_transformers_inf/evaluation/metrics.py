@@ -6,7 +6,7 @@ times 100 by the evaluator; the functions here return them as their definitions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,22 @@ def ranks_of(scores: NDArray, passages: NDArray) -> NDArray[np.int64]:
             score = row_scores[passage]
             ranks[row, n] = 1 + np.sum(row_scores > score) + np.sum((row_scores == score) & (columns > passage))
     return ranks
+
+
+def rank_in_run(run: Mapping[str, float], passage: str) -> int:
+    """The rank of a passage among those that a query found.
+
+    Args:
+        run: The score of each passage that was found, by its id.
+        passage: The id of the passage.
+
+    Returns:
+        Its rank, 1 for the highest score, ties as in :func:`ranks_of`; of a passage that was not found, the next rank after
+        the last, as MTEB counts.
+    """
+    if passage not in run:
+        return len(run) + 1
+    return 1 + sum((score, name) > (run[passage], passage) for name, score in run.items())
 
 
 def rank_change(original: NDArray, changed: NDArray) -> NDArray[np.float64]:
@@ -101,6 +117,23 @@ def recall_at_k(ranks: NDArray, k: int = 1) -> NDArray[np.float64]:
     """
     ranks = np.asarray(ranks)
     return ((ranks > 0) & (ranks <= k)).sum(axis=1) / (ranks > 0).sum(axis=1)
+
+
+def pair_share(kept: Sequence[NDArray], excluded: Sequence[NDArray]) -> float:
+    """The share of the pairs of a kept and an excluded document that a ranking has in the right order.
+
+    Pairwise gain is this share under a changed narrative less that under the original one, where neither is meant to win.
+
+    Args:
+        kept: For each topic, the ranks of the documents that are relevant under both narratives.
+        excluded: For each topic, the ranks of those that are relevant under the original one alone.
+
+    Returns:
+        The mean over topics of the share of a topic's pairs with the kept document before the excluded one, in [0, 1].
+    """
+    return float(
+        np.mean([(k[:, None] < e[None, :]).mean() for k, e in zip(map(np.asarray, kept), map(np.asarray, excluded))])
+    )
 
 
 def pair_correct(scores: NDArray) -> NDArray[np.bool_]:

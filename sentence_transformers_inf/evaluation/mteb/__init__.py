@@ -5,6 +5,7 @@ Needs the extra ``eval``.
 
 from sentence_transformers_inf.evaluation.mteb.encoder import InstructionEncoder
 from sentence_transformers_inf.evaluation.mteb.mair import mair_task
+from sentence_transformers_inf.evaluation.mteb.narratives import narrative_task
 from sentence_transformers_inf.evaluation.mteb.run import BenchmarkError, BenchmarkScore, read_results, run_benchmark
 from sentence_transformers_inf.evaluation.mteb.suites import SUITES, MiniInstructionRetrieval, get_suite
 
@@ -16,6 +17,7 @@ __all__ = [
     "MiniInstructionRetrieval",
     "get_suite",
     "mair_task",
+    "narrative_task",
     "read_results",
     "run_benchmark",
 ]

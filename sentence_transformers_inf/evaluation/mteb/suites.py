@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import mteb
@@ -13,6 +14,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from sentence_transformers_inf.evaluation import metrics
 from sentence_transformers_inf.evaluation.mteb.mair import MAIR_TASKS, mair_task
+from sentence_transformers_inf.evaluation.mteb.narratives import NAME, filed_task, narrative_task
 from sentence_transformers_inf.records import TRIPLES, load_records
 
 SUITES = {
@@ -24,6 +26,7 @@ SUITES = {
     "MAIR": "126 tasks of six domains (Sun et al. 2024, arXiv:2410.10127)",
     "NanoBEIR": "plain retrieval: a loss there is the price of obedience",
     "mini": "the bundled test split",
+    "narratives": "p-MRR and pairwise gain on bundled topics of FollowIR's kind, or on a file of your own",
 }
 """The benchmarks that ``inf-embed evaluate --benchmark`` knows."""
 
@@ -41,18 +44,24 @@ FOLLOW_IR_METRICS = {
 """What the FollowIR paper reports beside p-MRR, of the original instructions."""
 
 
-def get_suite(name: str, tasks: list[str] | None = None) -> list[AbsTask]:
+def get_suite(name: str, tasks: list[str] | None = None, data: str | Path | None = None) -> list[AbsTask]:
     """The MTEB tasks of a benchmark.
 
     Args:
         name: One of :data:`SUITES`.
         tasks: Names of some of its tasks; ``None`` for all.
+        data: Topics to measure instead of the bundled ones; for ``narratives`` only.
 
     Raises:
-        ValueError: No such benchmark or task.
+        ValueError: No such benchmark or task, or data for a benchmark that takes none.
+        FileNotFoundError, NarrativeError: As :func:`narrative_task` says.
     """
     if name not in SUITES:
         raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(SUITES)}")
+    if data is not None and name != "narratives":
+        raise ValueError(f"the benchmark {name} brings its own data; only 'narratives' takes a file ({data})")
+    if name == "narratives":
+        return _chosen(name, [narrative_task(data)], tasks)
     if name == "mini":
         found: list[AbsTask] = [MiniInstructionRetrieval()]
     elif name == "MAIR":
@@ -61,9 +70,13 @@ def get_suite(name: str, tasks: list[str] | None = None) -> list[AbsTask]:
         found = [mteb.get_task(task) for task in _TASKS[name]]
     else:
         found = list(mteb.get_benchmark(name).tasks)
+    return _chosen(name, found, tasks)
+
+
+def _chosen(name: str, found: Sequence[AbsTask], tasks: list[str] | None) -> list[AbsTask]:
     names = [task.metadata.name for task in found]
     if tasks is None:
-        return found
+        return list(found)
     if unknown := [task for task in tasks if task not in names]:
         raise ValueError(f"{name} has no task {unknown[0]!r}; it has {', '.join(names)}")
     return [task for task in found if task.metadata.name in tasks]
@@ -77,6 +90,8 @@ def find_task(name: str) -> AbsTask:
     """
     if name == MiniInstructionRetrieval.metadata.name:
         return MiniInstructionRetrieval()
+    if name == NAME or name.startswith(f"{NAME}-"):
+        return filed_task(name)
     return mair_task(name.removeprefix("MAIR-")) if name.startswith("MAIR-") else mteb.get_task(name)
 
 
@@ -148,13 +163,8 @@ class MiniInstructionRetrieval(AbsTaskRetrieval):
     ) -> dict[str, float]:
         """p-MRR, in [-1, 1]: how far each passage fell that its change of instruction made irrelevant."""
         ranks = [
-            [_rank(results[f"{change}-{kind}"], passage) for kind in ("og", "changed")]
+            [metrics.rank_in_run(results[f"{change}-{kind}"], passage) for kind in ("og", "changed")]
             for change, passage in self.irrelevant.items()
         ]
         original, changed = np.array(ranks).T
         return {"p-MRR": metrics.p_mrr(original, changed, list(self.irrelevant))}
-
-
-def _rank(scores: Mapping[str, float], passage: str) -> int:
-    """The rank of a passage among those that a query found; ties by id, descending."""
-    return 1 + sum((score, name) > (scores[passage], passage) for name, score in scores.items())
