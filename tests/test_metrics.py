@@ -94,6 +94,17 @@ def test_the_bootstrap_interval_covers_the_mean_and_shrinks():
     assert metrics.bootstrap_interval(values) == (low, high)
 
 
+def test_scores_that_are_not_numbers_have_no_ranks():
+    with pytest.raises(ValueError, match="2 of 4 scores are not numbers"):
+        metrics.ranks_of(np.array([[0.5, np.nan, np.nan, 0.1]]), np.array([[0]]))
+
+
+def test_ndcg_refuses_ranks_that_two_passages_share():
+    with pytest.raises(ValueError, match="the same rank"):
+        metrics.ndcg_at_k(np.array([[1, 1]]))
+    assert metrics.ndcg_at_k(np.array([[1, 0, 0], [2, 1, 0]])).tolist() == [1, 1]
+
+
 def test_a_passage_that_was_not_found_has_the_next_rank():
     run = {"a": 0.5, "b": 0.5, "c": 0.9}
     assert [metrics.rank_in_run(run, name) for name in "abcd"] == [3, 2, 1, 4]

@@ -21,7 +21,12 @@ def ranks_of(scores: NDArray, passages: NDArray) -> NDArray[np.int64]:
 
     Returns:
         Q×n ranks, 1 for the highest score. Of passages with equal scores the one with the larger id comes first.
+
+    Raises:
+        ValueError: A score is not a number: every comparison with it fails, so all its passages would rank first.
     """
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {scores.size} scores are not numbers and cannot be ranked")
     ranks = np.empty(passages.shape, dtype=np.int64)
     columns = np.arange(scores.shape[1])
     for row, (row_scores, row_passages) in enumerate(zip(scores, passages)):
@@ -98,8 +103,14 @@ def ndcg_at_k(ranks: NDArray, k: int = 10) -> NDArray[np.float64]:
 
     Returns:
         Q values in [0, 1]. A query must have at least one relevant passage.
+
+    Raises:
+        ValueError: Two relevant passages of a query have the same rank, which would let its value exceed 1.
     """
     ranks = np.asarray(ranks)
+    in_order = np.sort(ranks, axis=1)
+    if ((np.diff(in_order, axis=1) == 0) & (in_order[:, 1:] > 0)).any():
+        raise ValueError("two relevant passages of a query have the same rank; break ties before, as ranks_of does")
     gains = np.where((ranks > 0) & (ranks <= k), 1 / np.log2(np.maximum(ranks, 1) + 1), 0).sum(axis=1)
     ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))
     return gains / ideal[np.minimum((ranks > 0).sum(axis=1), k) - 1]

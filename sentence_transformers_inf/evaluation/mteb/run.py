@@ -75,6 +75,7 @@ def run_benchmark(
     Raises:
         ValueError: No such benchmark or task, or ``data`` for another benchmark.
         NarrativeError, FileNotFoundError: ``data`` does not hold topics.
+        BrokenModelError: A model's embeddings are not finite, or all the same for different texts.
         BenchmarkError: A dataset cannot be read.
     """
     suite = get_suite(benchmark, tasks, data)
