@@ -33,7 +33,8 @@ def evaluate(
     benchmark: Annotated[
         Optional[str],
         typer.Option(
-            help="Run MTEB instead: FollowIR, InstructIR, IFIR, mFollowIR, BRIGHT, MAIR, NanoBEIR, mini or narratives."
+            help="Run MTEB instead: FollowIR, InstructIR, IFIR, mFollowIR, BRIGHT, MAIR, InfoSearch, NanoBEIR, mini or "
+            "narratives."
         ),
     ] = None,
     tasks: Annotated[Optional[list[str]], typer.Option(help="A task of the benchmark; may be repeated.")] = None,

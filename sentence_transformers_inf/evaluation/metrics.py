@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_WISE_DEPTH = 20
+"""K of InfoSearch's equation 7."""
+
 
 def ranks_of(scores: NDArray, passages: NDArray) -> NDArray[np.int64]:
     """The ranks of some passages among all.
@@ -145,6 +148,60 @@ def pair_share(kept: Sequence[NDArray], excluded: Sequence[NDArray]) -> float:
     return float(
         np.mean([(k[:, None] < e[None, :]).mean() for k, e in zip(map(np.asarray, kept), map(np.asarray, excluded))])
     )
+
+
+def sicr(ranks: NDArray, scores: NDArray, query: Sequence | NDArray) -> float:
+    """SICR, the Strict Instruction Compliance Ratio (InfoSearch, Zhou et al. 2024, arXiv:2410.23841, eq. 4 and 5).
+
+    A document obeys if rank and score both rise from the original to the instructed mode and both fall from the original to
+    the reversely instructed mode. One that is first already cannot rise: as in the authors' code, it obeys if it stays first
+    with no lower a score.
+
+    Args:
+        ranks: n×3 ranks of n documents that satisfy the instructions of their queries, in the original, instructed and
+            reversely instructed mode.
+        scores: n×3, their scores.
+        query: The query that each document belongs to.
+
+    Returns:
+        The share of a query's documents that obey, the mean over queries, in [0, 1].
+    """
+    original, instructed, reverse = np.asarray(ranks).T
+    score, instructed_score, reverse_score = np.asarray(scores).T
+    rises = (instructed < original) & (instructed_score > score)
+    stays_first = (original == 1) & (instructed == 1) & (instructed_score >= score)
+    obeys = (rises | stays_first) & (original < reverse) & (score > reverse_score)
+    return float(_mean_by_group(obeys, query, np.mean))
+
+
+def wise(ranks: NDArray, relevant: NDArray, query: Sequence | NDArray) -> float:
+    """WISE, Weighted Instruction Sensitivity Evaluation (InfoSearch, Zhou et al. 2024, arXiv:2410.23841, eq. 6 to 9).
+
+    Equations as the authors' README shows them, K = 20 as in their code (EIT-NLP/InfoSearch, 2025). The code itself gives
+    other values: it wants a rank below N for the full reward, and takes the root of the climb in the lesser one.
+
+    Args:
+        ranks: As for :func:`sicr`.
+        relevant: n numbers, N of the equations: how many documents are relevant to its query in the original mode.
+        query: The query that each document belongs to.
+
+    Returns:
+        The mean over a query's documents, then over queries, in [-1, 1]: 1 where the instruction lifts its document from
+        among the first N to the top and its opposite lowers it; -1 where each does the contrary.
+    """
+    original, instructed, reverse = np.asarray(ranks, dtype=np.float64).T
+    reward = np.select(
+        [(original <= relevant) & (instructed == 1), original <= _WISE_DEPTH],
+        [1.0, (1 - (original - instructed) / _WISE_DEPTH) / np.sqrt(instructed)],
+        0.01,
+    )
+    penalty = np.select(
+        [(reverse < original) & (original < instructed), original <= instructed],
+        [-1.0, (original - instructed) / instructed],
+        (reverse - original) / original,
+    )
+    rewarded = (instructed <= original) & (original < reverse)
+    return float(_mean_by_group(np.where(rewarded, reward, penalty), query, np.mean))
 
 
 def pair_correct(scores: NDArray) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from sentence_transformers_inf.evaluation import metrics
+from sentence_transformers_inf.evaluation.mteb.infosearch import INFOSEARCH_DATASETS, infosearch_task
 from sentence_transformers_inf.evaluation.mteb.mair import MAIR_TASKS, mair_task
 from sentence_transformers_inf.evaluation.mteb.narratives import NAME, filed_task, narrative_task
 from sentence_transformers_inf.records import TRIPLES, load_records
@@ -24,6 +25,7 @@ SUITES = {
     "mFollowIR": "FollowIR in Persian, Russian and Chinese (Weller et al. 2025, arXiv:2501.19264)",
     "BRIGHT": "reasoning-intensive retrieval (Su et al. 2024, arXiv:2407.12883)",
     "MAIR": "126 tasks of six domains (Sun et al. 2024, arXiv:2410.10127)",
+    "InfoSearch": "WISE and SICR on six dimensions (Zhou et al. 2024, arXiv:2410.23841)",
     "NanoBEIR": "plain retrieval: a loss there is the price of obedience",
     "mini": "the bundled test split",
     "narratives": "p-MRR and pairwise gain on bundled topics of FollowIR's kind, or on a file of your own",
@@ -66,6 +68,8 @@ def get_suite(name: str, tasks: list[str] | None = None, data: str | Path | None
         found: list[AbsTask] = [MiniInstructionRetrieval()]
     elif name == "MAIR":
         found = [mair_task(task) for task in MAIR_TASKS]
+    elif name == "InfoSearch":
+        found = [infosearch_task(dimension) for dimension in INFOSEARCH_DATASETS]
     elif name in _TASKS:
         found = [mteb.get_task(task) for task in _TASKS[name]]
     else:
@@ -92,6 +96,8 @@ def find_task(name: str) -> AbsTask:
         return MiniInstructionRetrieval()
     if name == NAME or name.startswith(f"{NAME}-"):
         return filed_task(name)
+    if name.startswith("InfoSearch-"):
+        return infosearch_task(name.removeprefix("InfoSearch-"))
     return mair_task(name.removeprefix("MAIR-")) if name.startswith("MAIR-") else mteb.get_task(name)
 
 
