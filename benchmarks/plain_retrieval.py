@@ -18,6 +18,7 @@ from rich.table import Table
 
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.evaluation.metrics import ndcg_at_k, ranks_of
+from sentence_transformers_inf.modules import check_embeddings
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -55,8 +56,11 @@ def main() -> None:
         table.add_column(name, justify="left" if name == "model" else "right")
     for name in options.models:
         model = load_instruction_model(name)
-        passages = model.encode_document(list(corpus.values()))
-        scores = model.encode_query([queries[query] for query in qrels]) @ passages.T
+        texts, asked = list(corpus.values()), [queries[query] for query in qrels]
+        passages, embedded = model.encode_document(texts), model.encode_query(asked)
+        check_embeddings(passages, texts, "passages")
+        check_embeddings(embedded, asked, "queries")
+        scores = embedded @ passages.T
         ranks = np.where(relevant >= 0, ranks_of(scores, np.maximum(relevant, 0)), 0)
         first = np.where(ranks > 0, ranks, np.inf).min(axis=1)
         mrr = np.where(first <= 10, 1 / first, 0).mean()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
 
+from sentence_transformers_inf.modules import check_embeddings
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records
 
 TEXT_COLUMNS = ("text", "passage", "document")
@@ -161,6 +162,10 @@ def search(
     Returns:
         The first ``top`` passages under the instruction and those that it pushed out of the first ``top``, by rank. Ranks
         are counted to :data:`DEPTH`; what is further down has the next number.
+
+    Raises:
+        ValueError: The query is blank.
+        BrokenModelError: Embeddings are not finite, or all the same for different passages.
     """
     if not query.strip():
         raise ValueError("the query is empty")
@@ -168,7 +173,11 @@ def search(
         index = np.asarray(model.encode_document(passages, show_progress_bar=show_progress))
     pairs = [{"instruction": instruction or "", "query": query}, {"instruction": "", "query": query}]
     depth = min(DEPTH, len(passages))
-    instructed, plain = nearest(model, index, np.asarray(model.encode_query(pairs)), depth)
+    if isinstance(index, np.ndarray):
+        check_embeddings(index, passages, "passages")
+    queries = np.asarray(model.encode_query(pairs))
+    check_embeddings(queries, [query, query], "queries")
+    instructed, plain = nearest(model, index, queries, depth)
     ranks, scores = {row: rank for rank, (row, _) in enumerate(instructed, start=1)}, dict(instructed)
     plain_ranks = {row: rank for rank, (row, _) in enumerate(plain, start=1)}
     shown = dict.fromkeys(row for row, _ in [*instructed[:top], *plain[:top]])

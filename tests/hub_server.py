@@ -17,7 +17,14 @@ from typing import Any
 
 from aiohttp import web
 
-USERS = {"hf_owner": "user", "hf_stranger": "stranger", "hf_mteb": "mteb", "hf_if_ir": "if-ir", "hf_mair": "MAIR-Bench"}
+USERS = {
+    "hf_owner": "user",
+    "hf_stranger": "stranger",
+    "hf_mteb": "mteb",
+    "hf_if_ir": "if-ir",
+    "hf_mair": "MAIR-Bench",
+    "hf_infosearch": "jianqunZ",
+}
 PINNED = ("mteb", "if-ir")  # owners whose repositories stand in for pinned ones: any commit id is their last commit
 DATE = "2026-01-01T00:00:00.000Z"
 

@@ -92,3 +92,63 @@ def test_the_bootstrap_interval_covers_the_mean_and_shrinks():
     assert high - low < wide_high - wide_low
     assert high - low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)
     assert metrics.bootstrap_interval(values) == (low, high)
+
+
+def test_scores_that_are_not_numbers_have_no_ranks():
+    with pytest.raises(ValueError, match="2 of 4 scores are not numbers"):
+        metrics.ranks_of(np.array([[0.5, np.nan, np.nan, 0.1]]), np.array([[0]]))
+
+
+def test_ndcg_refuses_ranks_that_two_passages_share():
+    with pytest.raises(ValueError, match="the same rank"):
+        metrics.ndcg_at_k(np.array([[1, 1]]))
+    assert metrics.ndcg_at_k(np.array([[1, 0, 0], [2, 1, 0]])).tolist() == [1, 1]
+
+
+def test_a_passage_that_was_not_found_has_the_next_rank():
+    run = {"a": 0.5, "b": 0.5, "c": 0.9}
+    assert [metrics.rank_in_run(run, name) for name in "abcd"] == [3, 2, 1, 4]
+
+
+def test_the_pair_share_is_a_mean_over_topics():
+    # Topic 1: kept at 1 and 5, excluded at 2 and 4: 1 < 2, 1 < 4, not 5 < 2, not 5 < 4: 2 of 4.
+    # Topic 2: kept at 3, excluded at 7: 1 of 1. The mean is 3/4, where pooled pairs would give 3/5.
+    kept, excluded = [np.array([1, 5]), np.array([3])], [np.array([2, 4]), np.array([7])]
+    assert metrics.pair_share(kept, excluded) == 0.75
+
+
+def test_sicr_by_hand():
+    ranks = [
+        [5, 2, 9],  # rises, and falls under the opposite: obeys
+        [5, 2, 9],  # the same ranks, but the score fell from the original to the instructed mode: does not
+        [1, 1, 3],  # first already, and stays there: obeys
+        [4, 4, 9],  # stays where it was, and was not first: does not
+        [5, 2, 5],  # does not fall under the opposite: does not
+    ]
+    scores = [[0.5, 0.7, 0.3], [0.5, 0.4, 0.3], [0.8, 0.8, 0.6], [0.5, 0.7, 0.3], [0.5, 0.7, 0.4]]
+    # Query 0 has the first two documents: 1/2. Query 1 the third: 1. Query 2 the last two: 0. The mean is 1/2.
+    assert metrics.sicr(np.array(ranks), np.array(scores), [0, 0, 1, 2, 2]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        ((3, 1, 9), 1.0),  # among the first N = 3, and lifted to the top
+        ((4, 1, 9), 1 - 3 / 20),  # from outside the first N: (1 - 3/20) / √1
+        ((12, 4, 30), (1 - 8 / 20) / 2),  # (1 - 8/20) / √4
+        ((4, 4, 9), 1 / 2),  # stays: (1 - 0) / √4
+        ((21, 1, 30), 0.01),  # from beyond K = 20
+        ((5, 9, 2), -1.0),  # the contrary in both modes
+        ((5, 10, 7), -1 / 2),  # falls under the instruction: (5 - 10) / 10
+        ((8, 3, 2), -3 / 4),  # rises, but rises under the opposite too: (2 - 8) / 8
+        ((5, 2, 5), 0.0),  # rises, and the opposite moves nothing: (5 - 5) / 5
+    ],
+)
+def test_wise_by_hand(ranks, expected):
+    assert metrics.wise(np.array([ranks]), np.array([3]), ["q"]) == pytest.approx(expected)
+
+
+def test_wise_is_a_mean_over_documents_and_then_over_queries():
+    # Query 0: (1 - 1) / 2 = 0. Query 1: 1/2. The mean is 1/4, where all documents alike would give 1/6.
+    ranks = np.array([[3, 1, 9], [5, 9, 2], [4, 4, 9]])
+    assert metrics.wise(ranks, np.array([3, 3, 3]), [0, 0, 1]) == pytest.approx(0.25)

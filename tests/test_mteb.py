@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import mteb
+import numpy as np
 import pytest
 from datasets import Dataset
 from huggingface_hub import HfApi
@@ -12,7 +13,7 @@ from mteb.cache import ResultCache
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model, load_records
-from sentence_transformers_inf.evaluation import measure
+from sentence_transformers_inf.evaluation import measure, metrics
 from sentence_transformers_inf.evaluation.mteb import BenchmarkError, get_suite, read_results, run_benchmark, suites
 from sentence_transformers_inf.records import TRIPLES
 from tests.commands import call, error_line
@@ -78,6 +79,22 @@ def mair(records, parts):
     return queries, docs
 
 
+def infosearch(records):
+    """Records in InfoSearch's schema: q+ without an instruction, with one for d+, and with one for d1."""
+    corpus, queries, qrels = [], [], {"og": [], "changed": [], "reversed": []}
+    for number, record in enumerate(records):
+        corpus += [{"_id": f"{number}-{place}", "title": "", "text": record[row[2]]} for place, row in enumerate(TRIPLES)]
+        queries.append(
+            {"_id": str(number), "text": record["query_positive"], "instruction_og": "",
+             "instruction_changed": record["document"], "instruction_reversed": record["hard_negative_document_1"]}
+        )  # fmt: skip
+        for mode, labels in (("og", (1, 1)), ("changed", (1, 0)), ("reversed", (0, 1))):
+            for place, label in enumerate(labels):
+                qrels[mode].append({"query-id": str(number), "corpus-id": f"{number}-{place}", "score": float(label)})
+    judged = {f"qrels_{mode}": ("test", rows) for mode, rows in qrels.items()}
+    return {"corpus": ("corpus", corpus), "queries": ("queries", queries), **judged}
+
+
 MAIR_PARTS = {"SciFact": {"": range(12)}, "IFEval": {"format": range(5), "length": range(5, 12)}}
 
 
@@ -92,6 +109,7 @@ def datasets_on_hub(hub, tmp_path_factory):
             ("mteb/Robust04InstructionRetrieval", "hf_mteb", follow_ir(records.select(range(1)))),
             ("mteb/InstructIR-mteb", "hf_mteb", instructed_retrieval(records, user_suffix=True)),
             ("if-ir/fire", "hf_if_ir", instructed_retrieval(records)),
+            ("jianqunZ/Clarity-v1", "hf_infosearch", infosearch(records)),
         )
         for name, (split, rows) in configs.items()
     ]
@@ -135,6 +153,31 @@ def test_mair_s_tasks_rank_the_passages_of_their_own_part(base, tmp_path):
         of_parts = [(len(chosen), measure(model, records.select(chosen)).means()["ndcg_at_10"]) for chosen in parts.values()]
         expected = sum(size * score for size, score in of_parts) / 12
         assert ours[f"MAIR-{task}"] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.usefixtures("connected", "datasets_on_hub")
+def test_infosearch_compares_the_three_modes_of_a_query(base, tmp_path):
+    found = run_benchmark([base], "InfoSearch", tmp_path, tasks=["InfoSearch-Keyword"])
+    records, model = load_records("mini", "validation").select(range(12)), load_instruction_model(base)
+    passages = model.encode_document([record[row[2]] for record in records for row in TRIPLES])
+    instructions = ("", "document", "hard_negative_document_1")
+    pairs = [
+        {"query": record["query_positive"], "instruction": record[name] if name else ""}
+        for record in records
+        for name in instructions
+    ]
+    scores = model.encode_query(pairs) @ passages.T
+    right = np.repeat(3 * np.arange(12), 3)[:, None]  # d+ under each of its query's three instructions
+    ranks = metrics.ranks_of(scores, right).reshape(12, 3)
+    of_right = np.take_along_axis(scores, right, axis=1).reshape(12, 3)
+    expected = {
+        "WISE": 100 * metrics.wise(ranks, np.full(12, 2), range(12)),
+        "SICR": 100 * metrics.sicr(ranks, of_right, range(12)),
+    }
+    assert {score.metric: score.score for score in found} == pytest.approx(expected, abs=1e-3)
+    assert 0 < expected["SICR"] < 100
+    read = {score.metric: score.score for score in read_results(base, tmp_path)}
+    assert read == pytest.approx(expected, abs=1e-2)
 
 
 def test_mair_has_126_tasks():

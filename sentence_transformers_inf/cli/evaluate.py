@@ -12,13 +12,18 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.options import DataOption
 from sentence_transformers_inf.cli.tables import benchmark_table, console, metrics_table, print_line
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A Hub id or a folder.")],
-    data: DataOption = "mini",
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            help="InF-IR records: 'mini' (default), a .jsonl/.parquet file, a folder of such files, or a Hub dataset id; "
+            "with --benchmark narratives, a .jsonl file of topics."
+        ),
+    ] = None,
     split: Annotated[Optional[str], typer.Option(help="Split of the data; default: test if there is one.")] = None,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the measurements to this file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
@@ -27,7 +32,10 @@ def evaluate(
     ] = None,
     benchmark: Annotated[
         Optional[str],
-        typer.Option(help="Run MTEB instead: FollowIR, InstructIR, IFIR, mFollowIR, BRIGHT, MAIR, NanoBEIR or mini."),
+        typer.Option(
+            help="Run MTEB instead: FollowIR, InstructIR, IFIR, mFollowIR, BRIGHT, MAIR, InfoSearch, NanoBEIR, mini or "
+            "narratives."
+        ),
     ] = None,
     tasks: Annotated[Optional[list[str]], typer.Option(help="A task of the benchmark; may be repeated.")] = None,
     no_instruction: Annotated[
@@ -38,8 +46,10 @@ def evaluate(
 ) -> None:
     """Measure how well a model obeys instructions, and how it retrieves without them."""
     if benchmark is not None:
-        _run_benchmark([model, *(compare or [])], benchmark, output, tasks, no_instruction, batch_size, json_file)
+        options: dict[str, Any] = {"tasks": tasks, "data": data, "no_instruction": no_instruction, "batch_size": batch_size}
+        _run_benchmark([model, *(compare or [])], benchmark, output, json_file, options)
         return
+    data = data or "mini"
     from sentence_transformers_inf.evaluation import measure
     from sentence_transformers_inf.modules import load_instruction_model
     from sentence_transformers_inf.records import is_on_hub, load_records, record_splits
@@ -78,17 +88,13 @@ def _run_benchmark(
     models: list[str],
     benchmark: str,
     output: Path,
-    tasks: Optional[list[str]],
-    no_instruction: bool,
-    batch_size: int,
     json_file: Optional[Path],
+    options: dict[str, Any],
 ) -> None:
     with needs_mteb():
         from sentence_transformers_inf.evaluation.mteb import run_benchmark
-    scores = run_benchmark(
-        models, benchmark, output, tasks=tasks, no_instruction=no_instruction, batch_size=batch_size, log=print_line
-    )
-    console.print(benchmark_table(benchmark, models, scores, no_instruction))
+    scores = run_benchmark(models, benchmark, output, log=print_line, **options)
+    console.print(benchmark_table(benchmark, models, scores, options["no_instruction"]))
     print_line(f"The results are in {output}, in MTEB's layout")
     if json_file is not None:
         report = {"benchmark": benchmark, "rows": [dataclasses.asdict(score) for score in scores]}

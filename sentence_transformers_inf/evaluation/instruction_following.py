@@ -21,6 +21,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.util import normalize_embeddings
 
 from sentence_transformers_inf.evaluation import metrics
+from sentence_transformers_inf.modules import check_embeddings
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
 
 METRIC_NAMES = {
@@ -176,6 +177,9 @@ def measure(
         show_progress_bar: Show the encoding.
         passage_embeddings: 3N×d, those of d+, d1 and d2, record by record, where they were made before; ``None``: the model
             encodes the passages.
+
+    Raises:
+        BrokenModelError: Embeddings are not finite, or all the same for different texts.
     """
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -212,10 +216,17 @@ def score_embeddings(
             by record.
         plain: The embedding (d) of every bare query by its text.
         passages: 3N×d, d+, d1 and d2, record by record.
+
+    Raises:
+        BrokenModelError: Embeddings are not finite, or all the same for different texts.
     """
     n = len(records)
-    instructed, passages = normalize_embeddings(instructed.float()), normalize_embeddings(passages.float())
     queries = [query for record in zip(*(records[query] for query, _, _ in TRIPLES)) for query in record]
+    texts = [passage for record in zip(*(records[name] for name in PASSAGE_COLUMNS)) for passage in record]
+    check_embeddings(passages, texts, "passages")
+    check_embeddings(instructed, queries, "instructed queries")
+    check_embeddings(torch.stack(list(plain.values())), list(plain), "plain queries")
+    instructed, passages = normalize_embeddings(instructed.float()), normalize_embeddings(passages.float())
 
     # Ranks of the record's own three passages under each of its instructed queries.
     own_passages = np.repeat(np.arange(3 * n).reshape(n, 1, 3), 3, axis=1).reshape(3 * n, 3)

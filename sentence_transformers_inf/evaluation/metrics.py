@@ -6,10 +6,13 @@ times 100 by the evaluator; the functions here return them as their definitions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+_WISE_DEPTH = 20
+"""K of InfoSearch's equation 7."""
 
 
 def ranks_of(scores: NDArray, passages: NDArray) -> NDArray[np.int64]:
@@ -21,7 +24,12 @@ def ranks_of(scores: NDArray, passages: NDArray) -> NDArray[np.int64]:
 
     Returns:
         Q×n ranks, 1 for the highest score. Of passages with equal scores the one with the larger id comes first.
+
+    Raises:
+        ValueError: A score is not a number: every comparison with it fails, so all its passages would rank first.
     """
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {scores.size} scores are not numbers and cannot be ranked")
     ranks = np.empty(passages.shape, dtype=np.int64)
     columns = np.arange(scores.shape[1])
     for row, (row_scores, row_passages) in enumerate(zip(scores, passages)):
@@ -29,6 +37,22 @@ def ranks_of(scores: NDArray, passages: NDArray) -> NDArray[np.int64]:
             score = row_scores[passage]
             ranks[row, n] = 1 + np.sum(row_scores > score) + np.sum((row_scores == score) & (columns > passage))
     return ranks
+
+
+def rank_in_run(run: Mapping[str, float], passage: str) -> int:
+    """The rank of a passage among those that a query found.
+
+    Args:
+        run: The score of each passage that was found, by its id.
+        passage: The id of the passage.
+
+    Returns:
+        Its rank, 1 for the highest score, ties as in :func:`ranks_of`; of a passage that was not found, the next rank after
+        the last, as MTEB counts.
+    """
+    if passage not in run:
+        return len(run) + 1
+    return 1 + sum((score, name) > (run[passage], passage) for name, score in run.items())
 
 
 def rank_change(original: NDArray, changed: NDArray) -> NDArray[np.float64]:
@@ -82,8 +106,14 @@ def ndcg_at_k(ranks: NDArray, k: int = 10) -> NDArray[np.float64]:
 
     Returns:
         Q values in [0, 1]. A query must have at least one relevant passage.
+
+    Raises:
+        ValueError: Two relevant passages of a query have the same rank, which would let its value exceed 1.
     """
     ranks = np.asarray(ranks)
+    in_order = np.sort(ranks, axis=1)
+    if ((np.diff(in_order, axis=1) == 0) & (in_order[:, 1:] > 0)).any():
+        raise ValueError("two relevant passages of a query have the same rank; break ties before, as ranks_of does")
     gains = np.where((ranks > 0) & (ranks <= k), 1 / np.log2(np.maximum(ranks, 1) + 1), 0).sum(axis=1)
     ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))
     return gains / ideal[np.minimum((ranks > 0).sum(axis=1), k) - 1]
@@ -101,6 +131,77 @@ def recall_at_k(ranks: NDArray, k: int = 1) -> NDArray[np.float64]:
     """
     ranks = np.asarray(ranks)
     return ((ranks > 0) & (ranks <= k)).sum(axis=1) / (ranks > 0).sum(axis=1)
+
+
+def pair_share(kept: Sequence[NDArray], excluded: Sequence[NDArray]) -> float:
+    """The share of the pairs of a kept and an excluded document that a ranking has in the right order.
+
+    Pairwise gain is this share under a changed narrative less that under the original one, where neither is meant to win.
+
+    Args:
+        kept: For each topic, the ranks of the documents that are relevant under both narratives.
+        excluded: For each topic, the ranks of those that are relevant under the original one alone.
+
+    Returns:
+        The mean over topics of the share of a topic's pairs with the kept document before the excluded one, in [0, 1].
+    """
+    return float(
+        np.mean([(k[:, None] < e[None, :]).mean() for k, e in zip(map(np.asarray, kept), map(np.asarray, excluded))])
+    )
+
+
+def sicr(ranks: NDArray, scores: NDArray, query: Sequence | NDArray) -> float:
+    """SICR, the Strict Instruction Compliance Ratio (InfoSearch, Zhou et al. 2024, arXiv:2410.23841, eq. 4 and 5).
+
+    A document obeys if rank and score both rise from the original to the instructed mode and both fall from the original to
+    the reversely instructed mode. One that is first already cannot rise: as in the authors' code, it obeys if it stays first
+    with no lower a score.
+
+    Args:
+        ranks: n×3 ranks of n documents that satisfy the instructions of their queries, in the original, instructed and
+            reversely instructed mode.
+        scores: n×3, their scores.
+        query: The query that each document belongs to.
+
+    Returns:
+        The share of a query's documents that obey, the mean over queries, in [0, 1].
+    """
+    original, instructed, reverse = np.asarray(ranks).T
+    score, instructed_score, reverse_score = np.asarray(scores).T
+    rises = (instructed < original) & (instructed_score > score)
+    stays_first = (original == 1) & (instructed == 1) & (instructed_score >= score)
+    obeys = (rises | stays_first) & (original < reverse) & (score > reverse_score)
+    return float(_mean_by_group(obeys, query, np.mean))
+
+
+def wise(ranks: NDArray, relevant: NDArray, query: Sequence | NDArray) -> float:
+    """WISE, Weighted Instruction Sensitivity Evaluation (InfoSearch, Zhou et al. 2024, arXiv:2410.23841, eq. 6 to 9).
+
+    Equations as the authors' README shows them, K = 20 as in their code (EIT-NLP/InfoSearch, 2025). The code itself gives
+    other values: it wants a rank below N for the full reward, and takes the root of the climb in the lesser one.
+
+    Args:
+        ranks: As for :func:`sicr`.
+        relevant: n numbers, N of the equations: how many documents are relevant to its query in the original mode.
+        query: The query that each document belongs to.
+
+    Returns:
+        The mean over a query's documents, then over queries, in [-1, 1]: 1 where the instruction lifts its document from
+        among the first N to the top and its opposite lowers it; -1 where each does the contrary.
+    """
+    original, instructed, reverse = np.asarray(ranks, dtype=np.float64).T
+    reward = np.select(
+        [(original <= relevant) & (instructed == 1), original <= _WISE_DEPTH],
+        [1.0, (1 - (original - instructed) / _WISE_DEPTH) / np.sqrt(instructed)],
+        0.01,
+    )
+    penalty = np.select(
+        [(reverse < original) & (original < instructed), original <= instructed],
+        [-1.0, (original - instructed) / instructed],
+        (reverse - original) / original,
+    )
+    rewarded = (instructed <= original) & (original < reverse)
+    return float(_mean_by_group(np.where(rewarded, reward, penalty), query, np.mean))
 
 
 def pair_correct(scores: NDArray) -> NDArray[np.bool_]:

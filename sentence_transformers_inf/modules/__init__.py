@@ -1,6 +1,7 @@
 """Sentence Transformers modules in which an instruction meets its query, and models made of them."""
 
 from sentence_transformers_inf.modules.adapter import detach_adapter, is_adapter, save_adapter
+from sentence_transformers_inf.modules.broken import BrokenModelError, check_embeddings
 from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 from sentence_transformers_inf.modules.instruction_router import (
     InstructionRouter,
@@ -22,6 +23,7 @@ from sentence_transformers_inf.modules.packed_transformer import PackedTransform
 __all__ = [
     "DEFAULT_TEMPLATE",
     "KINDS",
+    "BrokenModelError",
     "InstructionQueryAttention",
     "InstructionRouter",
     "InstructionTransformer",
@@ -29,6 +31,7 @@ __all__ = [
     "adapter_tower",
     "add_lora",
     "attach_adapter",
+    "check_embeddings",
     "copy_tower",
     "detach_adapter",
     "encoder_of",

@@ -16,6 +16,8 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
+from sentence_transformers_inf.modules import check_embeddings
+
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.types import Array, BatchedInput, EncodeKwargs
@@ -84,10 +86,14 @@ class InstructionEncoder(AbsEncoder):
 
         Returns:
             N×d embeddings, float32.
+
+        Raises:
+            BrokenModelError: Embeddings are not finite, or all the same for different texts.
         """
-        embeddings = []
+        embeddings, seen = [], []
         for batch in inputs:
             texts: list[Any] = list(batch["text"])
+            seen += list(batch.get("query", texts)) if prompt_type == PromptType.query else texts
             if prompt_type == PromptType.query and "query" in batch:
                 texts = list(batch["query"])
                 if not self.no_instruction and "instruction" in batch:
@@ -97,7 +103,10 @@ class InstructionEncoder(AbsEncoder):
                     ]
             encode = self.model.encode_query if prompt_type == PromptType.query else self.model.encode_document
             embeddings.append(encode(texts, batch_size=kwargs.get("batch_size", 32), show_progress_bar=False))
-        return np.concatenate(embeddings)
+        found = np.concatenate(embeddings)
+        # By the bare queries: a model that ignores instructions is not broken, and scores as it deserves.
+        check_embeddings(found, seen, "queries" if prompt_type == PromptType.query else "passages")
+        return found
 
 
 def result_name(model: str) -> str:

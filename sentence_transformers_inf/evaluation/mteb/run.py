@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,13 +35,13 @@ class BenchmarkScore:
     """False for the control run, which leaves the instructions out."""
     task: str
     metric: str
-    """The task's own main score; for FollowIR's tasks also what the paper reports beside p-MRR."""
+    """The task's own main score, or what is reported beside it: for FollowIR's tasks what the paper reports."""
     score: float
     """Times 100, the mean over the task's subsets."""
     dataset: str
-    """The id of the task's dataset on the Hub."""
+    """The id of the task's dataset on the Hub; of topics of one's own, the name of their file."""
     revision: str
-    """Its revision."""
+    """Its revision; of topics of one's own, a digest of their file."""
     split: str
 
 
@@ -50,6 +51,7 @@ def run_benchmark(
     output: str | Path,
     *,
     tasks: list[str] | None = None,
+    data: str | Path | None = None,
     no_instruction: bool = False,
     batch_size: int = 32,
     log: Callable[[str], None] = lambda line: None,
@@ -61,6 +63,8 @@ def run_benchmark(
         benchmark: One of :data:`~sentence_transformers_inf.evaluation.mteb.SUITES`.
         output: Folder of the results, in MTEB's layout (``results/MODEL/REVISION/TASK.json``).
         tasks: Some of the benchmark's tasks; ``None`` for all.
+        data: Topics of one's own, for ``narratives`` only; see
+            :mod:`~sentence_transformers_inf.evaluation.narratives`. ``None``: the bundled ones.
         no_instruction: Run every model without the instructions as well.
         batch_size: Texts encoded at a time.
         log: Called with a line about the task that is about to run.
@@ -69,10 +73,12 @@ def run_benchmark(
         One score per model, control, task and metric.
 
     Raises:
-        ValueError: No such benchmark or task.
+        ValueError: No such benchmark or task, or ``data`` for another benchmark.
+        NarrativeError, FileNotFoundError: ``data`` does not hold topics.
+        BrokenModelError: A model's embeddings are not finite, or all the same for different texts.
         BenchmarkError: A dataset cannot be read.
     """
-    suite = get_suite(benchmark, tasks)
+    suite = get_suite(benchmark, tasks, data)
     cache = ResultCache(Path(output))
     _drop_half_written(Path(output), log)
     scores: list[BenchmarkScore] = []
@@ -120,13 +126,15 @@ def _drop_half_written(folder: Path, log: Callable[[str], None]) -> None:
 
 
 def _scores(model: str, instructed: bool, task: AbsTask, result: TaskResult) -> list[BenchmarkScore]:
-    """The task's main score, and what the FollowIR paper (§4) reports beside it: a measure of the original instructions."""
+    """The task's main score and what is reported beside it; for FollowIR (§4) a measure of the original instructions."""
     metadata = task.metadata
     split = next(iter(result.scores))
 
     values = {metadata.main_score: result.get_score()}
     if (metric := FOLLOW_IR_METRICS.get(metadata.name)) is not None:
         values[metric] = result.get_score(getter=lambda scores: scores["og"][metric])
+    for further in getattr(task, "further_metrics", ()):
+        values[further] = result.get_score(getter=itemgetter(further))
     dataset, revision = metadata.dataset["path"], metadata.dataset["revision"]
     return [
         BenchmarkScore(model, instructed, metadata.name, metric, 100 * float(value), dataset, revision, split)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import mteb
@@ -12,7 +13,9 @@ from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from sentence_transformers_inf.evaluation import metrics
+from sentence_transformers_inf.evaluation.mteb.infosearch import INFOSEARCH_DATASETS, infosearch_task
 from sentence_transformers_inf.evaluation.mteb.mair import MAIR_TASKS, mair_task
+from sentence_transformers_inf.evaluation.mteb.narratives import NAME, filed_task, narrative_task
 from sentence_transformers_inf.records import TRIPLES, load_records
 
 SUITES = {
@@ -22,8 +25,10 @@ SUITES = {
     "mFollowIR": "FollowIR in Persian, Russian and Chinese (Weller et al. 2025, arXiv:2501.19264)",
     "BRIGHT": "reasoning-intensive retrieval (Su et al. 2024, arXiv:2407.12883)",
     "MAIR": "126 tasks of six domains (Sun et al. 2024, arXiv:2410.10127)",
+    "InfoSearch": "WISE and SICR on six dimensions (Zhou et al. 2024, arXiv:2410.23841)",
     "NanoBEIR": "plain retrieval: a loss there is the price of obedience",
     "mini": "the bundled test split",
+    "narratives": "p-MRR and pairwise gain on bundled topics of FollowIR's kind, or on a file of your own",
 }
 """The benchmarks that ``inf-embed evaluate --benchmark`` knows."""
 
@@ -41,29 +46,41 @@ FOLLOW_IR_METRICS = {
 """What the FollowIR paper reports beside p-MRR, of the original instructions."""
 
 
-def get_suite(name: str, tasks: list[str] | None = None) -> list[AbsTask]:
+def get_suite(name: str, tasks: list[str] | None = None, data: str | Path | None = None) -> list[AbsTask]:
     """The MTEB tasks of a benchmark.
 
     Args:
         name: One of :data:`SUITES`.
         tasks: Names of some of its tasks; ``None`` for all.
+        data: Topics to measure instead of the bundled ones; for ``narratives`` only.
 
     Raises:
-        ValueError: No such benchmark or task.
+        ValueError: No such benchmark or task, or data for a benchmark that takes none.
+        FileNotFoundError, NarrativeError: As :func:`narrative_task` says.
     """
     if name not in SUITES:
         raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(SUITES)}")
+    if data is not None and name != "narratives":
+        raise ValueError(f"the benchmark {name} brings its own data; only 'narratives' takes a file ({data})")
+    if name == "narratives":
+        return _chosen(name, [narrative_task(data)], tasks)
     if name == "mini":
         found: list[AbsTask] = [MiniInstructionRetrieval()]
     elif name == "MAIR":
         found = [mair_task(task) for task in MAIR_TASKS]
+    elif name == "InfoSearch":
+        found = [infosearch_task(dimension) for dimension in INFOSEARCH_DATASETS]
     elif name in _TASKS:
         found = [mteb.get_task(task) for task in _TASKS[name]]
     else:
         found = list(mteb.get_benchmark(name).tasks)
+    return _chosen(name, found, tasks)
+
+
+def _chosen(name: str, found: Sequence[AbsTask], tasks: list[str] | None) -> list[AbsTask]:
     names = [task.metadata.name for task in found]
     if tasks is None:
-        return found
+        return list(found)
     if unknown := [task for task in tasks if task not in names]:
         raise ValueError(f"{name} has no task {unknown[0]!r}; it has {', '.join(names)}")
     return [task for task in found if task.metadata.name in tasks]
@@ -77,6 +94,10 @@ def find_task(name: str) -> AbsTask:
     """
     if name == MiniInstructionRetrieval.metadata.name:
         return MiniInstructionRetrieval()
+    if name == NAME or name.startswith(f"{NAME}-"):
+        return filed_task(name)
+    if name.startswith("InfoSearch-"):
+        return infosearch_task(name.removeprefix("InfoSearch-"))
     return mair_task(name.removeprefix("MAIR-")) if name.startswith("MAIR-") else mteb.get_task(name)
 
 
@@ -148,13 +169,8 @@ class MiniInstructionRetrieval(AbsTaskRetrieval):
     ) -> dict[str, float]:
         """p-MRR, in [-1, 1]: how far each passage fell that its change of instruction made irrelevant."""
         ranks = [
-            [_rank(results[f"{change}-{kind}"], passage) for kind in ("og", "changed")]
+            [metrics.rank_in_run(results[f"{change}-{kind}"], passage) for kind in ("og", "changed")]
             for change, passage in self.irrelevant.items()
         ]
         original, changed = np.array(ranks).T
         return {"p-MRR": metrics.p_mrr(original, changed, list(self.irrelevant))}
-
-
-def _rank(scores: Mapping[str, float], passage: str) -> int:
-    """The rank of a passage among those that a query found; ties by id, descending."""
-    return 1 + sum((score, name) > (scores[passage], passage) for name, score in scores.items())

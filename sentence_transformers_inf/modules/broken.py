@@ -1,0 +1,45 @@
+"""Refuse the embeddings of a broken model before anything is measured or ranked on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from numpy.typing import NDArray
+
+_ROWS = 65_536
+"""Rows that are looked at in one go."""
+
+_REMEDY = "the model that made them is broken, e.g. trained with too high a learning rate"
+
+
+class BrokenModelError(ValueError):
+    """Embeddings that mean nothing; the message says of how many texts, and what may be the cause."""
+
+
+def check_embeddings(embeddings: torch.Tensor | NDArray, texts: Sequence[str], kind: str) -> None:
+    """Refuse embeddings that are not finite, or that are all the same although their texts differ.
+
+    Args:
+        embeddings: N×d.
+        texts: What was embedded, N.
+        kind: What the texts are, in the plural, for the message: ``"passages"``.
+
+    Raises:
+        BrokenModelError: A value is NaN or infinite; or no embedding differs from the first by more than rounding, and two
+            texts differ in more than case and white space.
+    """
+    parts = torch.as_tensor(embeddings).split(_ROWS)
+    broken = torch.cat([~torch.isfinite(part).all(dim=1).cpu() for part in parts]).nonzero().ravel().tolist()
+    if broken:
+        raise BrokenModelError(
+            f"{len(broken)} of {len(texts)} {kind} have embeddings that are not finite: the first is "
+            f"{texts[broken[0]][:60]!r}; {_REMEDY}"
+        )
+    if len(texts) < 2:
+        return
+    first = parts[0][0].float()
+    spread = max(float((part.float() - first).abs().max()) for part in parts)
+    differ = spread > 1e-6 * float(first.abs().max())
+    if not differ and len({" ".join(text.lower().split()) for text in texts}) > 1:
+        raise BrokenModelError(f"all {len(texts)} {kind} have the same embedding although their texts differ; {_REMEDY}")
