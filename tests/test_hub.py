@@ -81,7 +81,7 @@ def test_the_published_card_parses_and_its_snippet_runs(connected, mini_on_hub):
     assert "| `instruction_positive` | 100.0% | 0." in card.text
     names = {}
     exec(re.search(r"```python\n(.*?)```", card.text, flags=re.S).group(1), names)
-    assert sum(len(split) for split in names["records"].values()) == 1438
+    assert sum(len(split) for split in names["records"].values()) == 3395
 
 
 def test_publishing_again_after_a_failure_ends_in_the_same_repository(connected):

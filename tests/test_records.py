@@ -29,7 +29,7 @@ def write(path, records):
     return path
 
 
-@pytest.mark.parametrize(("split", "size"), [("train", 1238), ("validation", 81), ("test", 119)])
+@pytest.mark.parametrize(("split", "size"), [("train", 3195), ("validation", 81), ("test", 119)])
 def test_the_bundled_corpus_has_its_splits(split, size):
     records = load_records("mini", split)
     assert len(records) == size
