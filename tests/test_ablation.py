@@ -9,14 +9,16 @@ import pytest
 
 from sentence_transformers_inf import load_instruction_model, load_records, training_dataset
 from sentence_transformers_inf.evaluation import measure
+from sentence_transformers_inf.evaluation.elsewhere import measure_help_centre, measure_narratives, measure_plain
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.training.ablation import BASE, BASELINE, read_config, run_ablation
 from sentence_transformers_inf.training.ablation_report import write_report
+from tests.beir import write_beir
 from tests.commands import call, error_line
 
 CONFIG = """
 data: {data}
-evaluate: {{data: {data}, split: test}}
+evaluate: {{data: {data}, split: test, plain: {plain}}}
 seeds: [1, 2]
 settings:
   {{base: {base}, frozen_layers: 1, num_train_epochs: 1, per_device_train_batch_size: 4, learning_rate: 0.001}}
@@ -30,7 +32,7 @@ def folder(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
     load_records("mini", "train").select(range(8)).to_parquet(folder / "data" / "train.parquet")
     load_records("mini", "test").select(range(6)).to_parquet(folder / "data" / "test.parquet")
-    (folder / "curve.yaml").write_text(CONFIG.format(data=folder / "data", base=tiny))
+    (folder / "curve.yaml").write_text(CONFIG.format(data=folder / "data", base=tiny, plain=write_beir(folder / "beir")))
     return folder
 
 
@@ -74,14 +76,18 @@ def test_rows_are_means_over_seeds_and_gains_are_paired(folder, done, tiny):
     assert [len(cell), len(baseline)] == [2, 2]
     values = [result["means"]["p_mrr"] for result in cell]
     assert rows[2].means["p_mrr"] == pytest.approx(np.mean(values))
-    assert rows[2].deviations["p_mrr"] == pytest.approx(np.std(values, ddof=1))
+    assert rows[2].errors["p_mrr"] == pytest.approx(np.std(values, ddof=1) / len(values) ** 0.5)
     assert values[0] != values[1], "the seeds differ"
     gain, low, high = rows[2].gains["ndcg_at_10"]
     expected = rows[2].means["ndcg_at_10"] - rows[3].means["ndcg_at_10"]
     assert gain == pytest.approx(expected)
     assert low <= gain <= high
     assert rows[3].gains["p_mrr"] == (0, 0, 0)
-    base = measure(load_instruction_model(tiny), load_records(folder / "data", "test")).means()
+    model = load_instruction_model(tiny)
+    base = measure(model, load_records(folder / "data", "test")).means()
+    base |= {f"narratives_{name}": value for name, value in measure_narratives(model).items()}
+    base |= {f"help_centre_{name}": value for name, value in measure_help_centre(model).items()}
+    base["plain_mrr_at_10"] = measure_plain(model, folder / "beir")["mrr_at_10"]
     assert rows[0].means == pytest.approx(base, abs=0.02)
     assert rows[2].minutes >= 0
     assert math.isnan(rows[2].dollars)
@@ -93,7 +99,9 @@ def test_the_report_has_a_table_failures_and_charts(folder, done, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert text.startswith(table)
     assert len(table.splitlines()) == 2 + 4
-    assert f"| max_records 8 | {rows[2].means['p_mrr']:.1f} ± {rows[2].deviations['p_mrr']:.1f} |" in table
+    for name in ("narratives: p-MRR", "help centre: pairs", "plain corpus: MRR@10"):
+        assert name in table
+    assert f"| max_records 8 | {rows[2].means['p_mrr']:.1f} ± {rows[2].errors['p_mrr']:.1f} |" in table
     assert ablation.axis == "max_records"
     for name in ("ablation", "types"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

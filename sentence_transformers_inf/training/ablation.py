@@ -3,13 +3,16 @@
 A configuration is a YAML file::
 
     data: mini                      # as for inf-embed train; the split train is trained on
-    evaluate: {data: mini, split: validation}
+    evaluate: {data: mini, split: validation, plain: beir-folder}  # plain: queries without instructions, in BEIR's layout
     seeds: [42, 43, 44]
     settings: {max_records: 480}    # arguments that all cells have
     grid:                           # every combination is a cell
       objective: [uni_P, multi_P_I]
     cells:                          # further cells, by name
       no plain rows: {plain_weight: 0}
+
+Every cell is measured on the records of ``evaluate``, on text unlike the bundled corpus (see
+:mod:`~sentence_transformers_inf.evaluation.elsewhere`) and, where there is one, on the corpus ``plain``.
 
 The baseline ``no instructions`` is always among the cells: the same queries and passages, trained without the instructions.
 What it gains over the base model as well is not instruction following.
@@ -34,7 +37,8 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf.corpora import bundled_base, load_training_data
-from sentence_transformers_inf.evaluation import METRICS, measure
+from sentence_transformers_inf.evaluation import measure
+from sentence_transformers_inf.evaluation.elsewhere import measure_help_centre, measure_narratives, measure_plain
 from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
 from sentence_transformers_inf.modules import load_instruction_model
 from sentence_transformers_inf.recipe import read_recipe, read_yaml
@@ -73,8 +77,8 @@ class CellResult:
     name: str
     means: dict[str, float]
     """By metric: the mean over the seeds."""
-    deviations: dict[str, float]
-    """By metric: the standard deviation over the seeds (n − 1); NaN with one seed."""
+    errors: dict[str, float]
+    """By metric: the standard error of that mean; NaN with one seed."""
     gains: dict[str, tuple[float, float, float]]
     """By metric that is a mean over records: what is gained over :data:`BASELINE` and its 95% interval, by paired bootstrap
     over the records, each record's value the mean over the seeds."""
@@ -163,7 +167,11 @@ def run_ablation(
     def measured(model: SentenceTransformer) -> dict[str, Any]:
         result = measure(model, records)
         values = {metric: of_records.tolist() for metric, of_records in result.values.items()}
-        return {"means": result.means(), "per_type": result.per_type(), "values": values}
+        means = result.means() | {f"narratives_{name}": value for name, value in measure_narratives(model).items()}
+        means |= {f"help_centre_{name}": value for name, value in measure_help_centre(model).items()}
+        if (plain := ablation.evaluate.get("plain")) is not None:
+            means |= {f"plain_{name}": value for name, value in measure_plain(model, plain).items() if name == "mrr_at_10"}
+        return {"means": means, "per_type": result.per_type(), "values": values}
 
     base = ablation.cells[BASELINE].get("base")
 
@@ -240,7 +248,7 @@ def _cell_result(
     for metric, of_records in values.items():
         difference = of_records - baseline[metric]
         gains[metric] = (float(difference.mean()), *bootstrap_interval(difference))
-    spread = {metric: np.array([result["means"][metric] for result in results]) for metric in METRICS}
+    spread = {metric: np.array([result["means"][metric] for result in results]) for metric in results[0]["means"]}
     minutes = [result["minutes"] for result in results if result.get("minutes") is not None]
     types = {
         kind: {metric: float(np.mean([result["per_type"][kind][metric] for result in results])) for metric in of_kind}
@@ -250,8 +258,9 @@ def _cell_result(
     return CellResult(
         name=name,
         means={metric: float(of_seeds.mean()) for metric, of_seeds in spread.items()},
-        deviations={
-            metric: float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else math.nan for metric, of_seeds in spread.items()
+        errors={
+            metric: float(of_seeds.std(ddof=1)) / len(of_seeds) ** 0.5 if len(of_seeds) > 1 else math.nan
+            for metric, of_seeds in spread.items()
         },
         gains=gains,
         values={metric: of_records.tolist() for metric, of_records in values.items()},

@@ -33,16 +33,28 @@ def write_report(ablation: Ablation, rows: list[CellResult], folder: Path) -> st
     return table
 
 
+_ELSEWHERE = {
+    "narratives_p_mrr": "narratives: p-MRR",
+    "narratives_pairwise_gain": "gain",
+    "narratives_ndcg_at_10_og": "nDCG@10",
+    "help_centre_pair_accuracy": "help centre: pairs",
+    "help_centre_exclusion": "exclusion",
+    "plain_mrr_at_10": "plain corpus: MRR@10",
+}
+"""What is measured beside the records, and its name in the table."""
+
+
 def _markdown(ablation: Ablation, rows: list[CellResult]) -> str:
-    metrics = ("p_mrr", "pair_accuracy", "ndcg_at_10", "plain_ndcg_at_10")
+    names = {metric: METRIC_NAMES[metric] for metric in ("p_mrr", "pair_accuracy", "ndcg_at_10", "plain_ndcg_at_10")}
+    names |= {metric: name for metric, name in _ELSEWHERE.items() if metric in rows[0].means}
     costs = [name for name in ("minutes", "tokens", "dollars") if any(math.isfinite(getattr(row, name)) for row in rows)]
-    header = ["", *(METRIC_NAMES[metric] for metric in metrics), f"p-MRR over {BASELINE}", *costs]
+    header = ["", *names.values(), f"p-MRR over {BASELINE}", *costs]
     lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
     for row in rows:
         cells = [
             f"{row.means[metric]:.1f}"
-            + (f" ± {row.deviations[metric]:.1f}" if len(ablation.seeds) > 1 and row is not rows[0] else "")
-            for metric in metrics
+            + (f" ± {row.errors[metric]:.1f}" if len(ablation.seeds) > 1 and row is not rows[0] else "")
+            for metric in names
         ]
         gain, low, high = row.gains["p_mrr"]
         cells.append("" if row.name == BASELINE else f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]")
@@ -95,7 +107,7 @@ def _draw_cells(ablation: Ablation, rows: list[CellResult], folder: Path) -> Non
         axes = figure.subplots()
         for metric, colour in shown.items():
             values = [row.means[metric] for _, row in points]
-            spread = [row.deviations[metric] for _, row in points]
+            spread = [row.errors[metric] for _, row in points]
             axes.errorbar(
                 [at for at, _ in points], values, spread, color=colour, marker="o", capsize=3, label=METRIC_NAMES[metric]
             )
@@ -105,7 +117,7 @@ def _draw_cells(ablation: Ablation, rows: list[CellResult], folder: Path) -> Non
     else:
         for axes, (metric, colour) in zip(figure.subplots(1, len(shown), sharey=True), shown.items()):
             values = [row.means[metric] for row in rows][::-1]
-            spread = [row.deviations[metric] for row in rows][::-1]
+            spread = [row.errors[metric] for row in rows][::-1]
             axes.barh([row.name for row in rows][::-1], values, color=colour, xerr=np.nan_to_num(spread), capsize=2)
             axes.set_xlabel(METRIC_NAMES[metric])
             axes.set_xlim(left=min(0, min(values)) if metric == "p_mrr" else max(0, min(values) - 10))
