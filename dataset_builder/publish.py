@@ -15,7 +15,6 @@ from dataset_builder.diversity import count_ngrams
 from dataset_builder.inf_ir import InFIR
 from dataset_builder.quality import normalised
 from sentence_transformers_inf.hub.errors import HUB_ERRORS, HubError, claim_repo, hub_problem
-from sentence_transformers_inf.hub.templates import card_template
 
 _SAMPLE = 10_000
 """So many texts of a column are looked at for the card's measures of diversity."""
@@ -81,11 +80,10 @@ def publish(source: str, repo: str, *, public: bool = False, revision: str | Non
 def dataset_card(
     source: str, repo: str, built: dict[str, datasets.DatasetDict], pushed: DatasetCardData | None = None
 ) -> DatasetCard:
-    """The card of a corpus, from ``model_cards/dataset_card.md``.
+    """The card of a corpus, from ``dataset_card.md`` beside this file.
 
     Args:
-        source: ``mini`` or the output folder of ``inf-ir build``.
-        repo: ``user/name``.
+        source, repo: As for :func:`publish`.
         built: The splits by configuration.
         pushed: Metadata that ``push_to_hub`` wrote: configurations and features.
     """
@@ -107,7 +105,7 @@ def dataset_card(
         metadata["license_name"] = "see-the-source-of-the-pairs"
     return DatasetCard.from_template(
         card_data=DatasetCardData(**metadata),
-        template_path=str(card_template("dataset_card.md")),
+        template_path=str(Path(__file__).with_name("dataset_card.md")),
         title=repo.split("/")[-1],
         repo=repo,
         counts={

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: the template in ``model_cards/``, filled from what its folder says about it.
+"""The model card of a checkpoint: the template beside this file, filled from what its folder says about it.
 
 Everything on the card is in two files beside the model: ``recipe.json`` (how it was trained) and ``results.json`` (how it
 was measured; :func:`add_results`). So the card can be written again, under another name or with more results. Its last line
@@ -17,7 +17,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf.evaluation import METRIC_NAMES, METRICS
-from sentence_transformers_inf.hub.templates import card_template
 from sentence_transformers_inf.modules import (
     InstructionQueryAttention,
     InstructionRouter,
@@ -26,7 +25,9 @@ from sentence_transformers_inf.modules import (
     load_instruction_model,
 )
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE
-from sentence_transformers_inf.recipe import read_recipe
+from sentence_transformers_inf.recipe import model_files, read_recipe
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
 
 RESULTS_FILE = "results.json"
 """The measurements of the model in the same folder: ``records`` (on InF-IR records) and ``benchmarks`` (MTEB)."""
@@ -69,10 +70,7 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
     assert isinstance(first, InstructionTransformer)
     adapter = _read(folder / ADAPTER_FILE)
     if adapter:
-        weights = [
-            path for path in folder.rglob("*.safetensors") if not path.relative_to(folder).parts[0].startswith("checkpoint-")
-        ]
-        adapter["mib"] = sum(path.stat().st_size for path in weights) / 2**20
+        adapter["mib"] = sum(path.stat().st_size for path in model_files(folder, "*.safetensors")) / 2**20
     name = folder.resolve().name if name is None else name
     recipe, results = read_recipe(folder) or {}, _read(folder / RESULTS_FILE)
     settings = recipe.get("settings", {})
@@ -81,7 +79,7 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
     base, data = (_shown(recipe.get(key), recipe.get(f"{key}_on_hub", False)) for key in ("base", "data"))
     card = ModelCard.from_template(
         card_data=_metadata(name, base, data, recipe, results),
-        template_path=str(card_template("model_card.md")),
+        template_path=str(TEMPLATE),
         name=name,
         base=base,
         data=data,

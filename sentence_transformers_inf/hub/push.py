@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from sentence_transformers_inf.hub.card import RESULTS_FILE, is_generated, model_card
 from sentence_transformers_inf.hub.errors import HUB_ERRORS, HubError, claim_repo, hub_problem
 from sentence_transformers_inf.modules import load_instruction_model
-from sentence_transformers_inf.recipe import RECIPE_FILE, read_recipe
+from sentence_transformers_inf.recipe import RECIPE_FILE, model_files, read_recipe
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 _NOT_PUSHED = ["eval/*", "runs/*", "checkpoint-*/*", ".cache/*", *_PICKLES]
@@ -72,10 +72,6 @@ def _check_pushable(folder: Path) -> None:
         raise FileNotFoundError(f"{folder}: there is no saved model here")
     if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
         raise ValueError(f"{folder}: the training is not finished; give the same train command again")
-    if pickled := [path for pattern in _PICKLES for path in folder.rglob(pattern) if not _of_run(path, folder)]:
+    pickled = [path for pattern in _PICKLES for path in model_files(folder, pattern) if path.name != "training_args.bin"]
+    if pickled:
         raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
-
-
-def _of_run(path: Path, folder: Path) -> bool:
-    """Whether a file is the host's, of the run, which is not pushed."""
-    return path.relative_to(folder).parts[0].startswith("checkpoint-") or path.name == "training_args.bin"
