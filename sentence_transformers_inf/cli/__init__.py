@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sentence_transformers_inf.cli import ablate, card, demo, evaluate, passages, push, search, train
+from sentence_transformers_inf.cli import ablate, demo, evaluate, hub, search, train
 from sentence_transformers_inf.cli.errors import run
 
 app = typer.Typer(
@@ -14,15 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings=train.CONTEXT, add_help_option=False)(train.train)
-for command in (
-    push.push,
-    card.card,
-    evaluate.evaluate,
-    ablate.ablate,
-    search.search,
-    passages.passages,
-    demo.demo,
-):
+for command in (hub.push, hub.card, evaluate.evaluate, ablate.ablate, search.search, search.passages, demo.demo):
     app.command()(command)
 
 

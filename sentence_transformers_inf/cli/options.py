@@ -14,4 +14,3 @@ BaseOption = Annotated[
     Optional[str],
     typer.Option(help="Base model: a Hub id or a folder. Default: all-MiniLM-L6-v2, bundled with the demo."),
 ]
-PublicOption = Annotated[bool, typer.Option("--public", help="Make it public; else it is private.")]
