@@ -65,15 +65,12 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
 
 
 def agreement(labels: dict[str, dict[str, str]], humans: Sequence[str], seed: int = 0) -> list[Agreement]:
-    """The agreement of every annotator with the humans.
+    """The agreement of every annotator that shares items with a human, models first, best first.
 
     Args:
-        labels: Labels by annotator and item.
+        labels: By annotator and item.
         humans: Which annotators are human.
         seed: Of the bootstrap.
-
-    Returns:
-        One entry per annotator that shares items with a human, models first, best first.
 
     Raises:
         ValueError: No human is among the annotators, or nobody shares items with one.
@@ -107,7 +104,6 @@ def agreement(labels: dict[str, dict[str, str]], humans: Sequence[str], seed: in
 
 
 def _kappa(first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
-    """Cohen's kappa; NaN without items, 1.0 where both gave one and the same label throughout."""
     if not len(first):
         return math.nan
     return 1.0 if np.array_equal(first, second) else float(cohen_kappa_score(first, second))

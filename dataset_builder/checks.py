@@ -37,15 +37,6 @@ class CheckReport:
         if len(found := self.examples.setdefault(finding, [])) < _EXAMPLES:
             found.append(record)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The report for a JSON file."""
-        return {
-            "records": self.records,
-            "errors": dict(self.errors.most_common()),
-            "warnings": dict(self.warnings.most_common()),
-            "examples": self.examples,
-        }
-
 
 def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = ()) -> CheckReport:
     """Check the records of all splits.

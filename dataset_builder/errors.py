@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 
 class Stop(Exception):
@@ -17,9 +16,6 @@ class Stop(Exception):
     def __init__(self, reason: str, budget: bool = False) -> None:
         super().__init__(reason)
         self.budget = budget
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Stop, (str(self), self.budget)
 
 
 class BadAnswer(Exception):

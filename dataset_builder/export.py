@@ -34,10 +34,9 @@ def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> 
     """Write the dataset and the report from the ledgers of all tasks.
 
     Args:
-        folder: Of the build.
+        folder: Of the build, which ``tasks`` share.
         settings: Of the build.
         prices: For the date of the table.
-        tasks: How many tasks share the build.
 
     Returns:
         The report. ``kept``, ``rejected``, ``failed`` and ``unfinished`` add up to ``pairs``.

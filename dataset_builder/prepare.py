@@ -35,11 +35,6 @@ class Settings:
         model: Name of the model that writes instructions, twins and passages.
         judge: Name of the model that decides which tuples stand; it answers at temperature 0.
         judge_mode: ``choice`` (three requests a record: which passage?) or ``pairwise`` (nine: is this passage right?).
-        query_column: The column with the query.
-        passage_column: The column with the passage.
-        split: Split of a Hub dataset or of a BEIR folder's qrels.
-        limit: Read the first so many pairs only.
-        sample: Take so many pairs at random.
         seed: Of the sample, instruction types, forms, order of passages, and both models.
         temperature: Of the writing model.
         effort: Reasoning effort of reasoning models.
@@ -73,9 +68,8 @@ def prepare(folder: Path, settings: Settings, tasks: int = 1) -> int:
     """Read the source into ``work/pairs.parquet``, unless an earlier run did.
 
     Args:
-        folder: Of the build.
+        folder: Of the build, which ``tasks`` share.
         settings: Of the build.
-        tasks: How many tasks share the build.
 
     Returns:
         How many pairs there are.
@@ -137,13 +131,8 @@ def read_prepared(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def start_record(pair: dict[str, Any]) -> dict[str, Any]:
     """What a row of ``pairs.parquet`` is before the first stage."""
-    return {
-        "id": pair["id"],
-        "instruction_type": pair["instruction_type"],
-        "form": pair["form"],
-        "query_positive": pair["query"],
-        "document": pair["passage"],
-    }
+    record = {name: pair[name] for name in ("id", "instruction_type", "form")}
+    return {**record, "query_positive": pair["query"], "document": pair["passage"]}
 
 
 @dataclass(frozen=True)

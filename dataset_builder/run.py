@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from anyio.from_thread import start_blocking_portal
 from filelock import FileLock, Timeout
 
 from dataset_builder import stages
@@ -39,15 +39,29 @@ class Progress:
 
     total: int
     """Pairs of this task that are no duplicates."""
-    done: int
     usage: Usage
-    counts: Counter[str] = field(default_factory=Counter)
-    """Records by status."""
+    counts: Counter[str]
+    """Records that ended, by status."""
     seconds: float = 0.0
 
 
 OnProgress = Callable[[Progress], None]
-_Share = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
+_Result = TypeVar("_Result")
+
+
+def run_sync(function: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+    """Call an asynchronous function and wait for its result.
+
+    Where the thread runs an event loop already, as in a notebook, the function gets a thread with a loop of its own; an
+    interrupt cancels it there.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(function())
+    call: Callable[[], Awaitable[_Result]] = function
+    with start_blocking_portal() as portal:
+        return portal.call(call)
 
 
 def asker(model: LanguageModel, writer: str, judge: str, temperature: float, seed: int, effort: str) -> stages.Ask:
@@ -96,7 +110,7 @@ async def run(
 
     Args:
         folder: Of a prepared build.
-        settings: Of the build.
+        settings: What it was prepared with.
         limits: What the run may use.
         prices: What requests cost.
         base_url: An OpenAI-compatible server; ``None`` for OpenAI's.
@@ -129,7 +143,11 @@ async def run(
                 if retry_failed:
                     ledger.forget_failures()
                 model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
-                share = functools.partial(_share, folder, rank, tasks)
+
+                def share() -> Iterator[tuple[int, dict[str, Any]]]:
+                    pairs = read_prepared(folder)
+                    return (item for item in pairs if item[0] % tasks == rank and item[1]["duplicate_of"] is None)
+
                 return await _run_share(share, settings, model, ledger, limits.concurrency, on_progress)
     except Timeout as error:
         raise Stop(f"{folder}: another run is at work in this folder; wait for it or stop it") from error
@@ -137,19 +155,13 @@ async def run(
         raise Stop(str(error)) from error
 
 
-def _share(folder: Path, rank: int, tasks: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(position, pair) of a task's share, without duplicates."""
-    for position, pair in read_prepared(folder):
-        if position % tasks == rank and pair["duplicate_of"] is None:
-            yield position, pair
-
-
 async def _run_share(
-    share: _Share, settings: Settings, model: LanguageModel, ledger: Ledger, concurrency: int, on_progress: OnProgress
-) -> Progress:
+    share: Callable[[], Iterator[tuple[int, dict[str, Any]]]], settings: Settings, model: LanguageModel, ledger: Ledger,
+    concurrency: int, on_progress: OnProgress,
+) -> Progress:  # fmt: skip
     ended = ledger.statuses()
-    progress = Progress(sum(1 for _ in share()), len(ended), model.usage, Counter(ended.values()))
-    pairs = ((position, pair) for position, pair in share() if position not in ended)
+    progress = Progress(sum(1 for _ in share()), model.usage, Counter(ended.values()))
+    pairs = (item for item in share() if item[0] not in ended)
     ask = asker(model, settings.model, settings.judge, settings.temperature, settings.seed, settings.effort)
 
     async def work() -> None:
@@ -165,7 +177,6 @@ async def _run_share(
             except (Stop, LedgerError) as error:
                 model.stopped = model.stopped or (error if isinstance(error, Stop) else Stop(str(error)))
                 return
-            progress.done += 1
             progress.counts[status] += 1
 
     started = time.monotonic()

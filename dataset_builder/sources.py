@@ -48,9 +48,8 @@ def read_pairs(
         source: ``microsoft/ms_marco``, the id of a Hub dataset with a query and a passage column, a BEIR folder
             (``queries.jsonl``, ``corpus.jsonl`` and ``qrels.tsv`` or ``qrels/SPLIT.tsv``), or a ``.jsonl``, ``.csv`` or
             ``.parquet`` file of pairs. A column ``id``, if there is one, names the pairs; else their row does.
-        query_column: The column with the query.
-        passage_column: The column with the passage.
-        split: Split of a Hub dataset or of a BEIR folder's qrels.
+        query_column, passage_column: Of a Hub dataset or a file.
+        split: Of a Hub dataset or of a BEIR folder's qrels.
         limit: Read the first so many pairs only.
         sample: Take so many pairs at random from all that were read (reservoir sampling, order of the source kept).
         seed: Of the sample.

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_builder import cli, transport
-from dataset_builder.event_loop import run_sync
 from dataset_builder.export import export
 from dataset_builder.judging import judge_with_server
 from dataset_builder.language_model import Limits
 from dataset_builder.ledger import Answer, Ledger, Outcome, repair_ledger
 from dataset_builder.prepare import Settings
 from dataset_builder.prices import Prices
+from dataset_builder.run import run_sync
 from sentence_transformers_inf import load_records
 from tests.llm_server import Server
 

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from typer import Argument, Exit, Option
 
-from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, Concurrency, Effort, console, stderr
+from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, PriceList, console, stderr
 from sentence_transformers_inf.cli.errors import error_line
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ def build(
     output: Annotated[Path, Option(help="Folder of the build; the same command goes on where it stopped.")],
     model: Annotated[str, Option(help="Writes instructions, twins and passages.")] = "gpt-4o-mini",
     judge: Annotated[str, Option(help="Decides which tuples stand; a reasoning model.")] = "o3-mini",
-    base_url: Annotated[
-        Optional[str], Option(help="An OpenAI-compatible server, as vLLM or Ollama.", envvar="OPENAI_BASE_URL")
-    ] = None,
+    base_url: BaseUrl = None,
     local: Annotated[
         Optional[str], Option(help="Serve this GGUF file (or USER/REPO/FILE.gguf on the Hub) here; it is model and judge.")
     ] = None,
@@ -56,9 +54,7 @@ def build(
     max_cost: Annotated[Optional[float], Option(help="Most dollars for the whole folder.")] = None,
     max_requests: Annotated[Optional[int], Option(help="Most requests of this run.")] = None,
     max_failed: Annotated[float, Option(help="Share of failed records above which the exit status is 1.")] = 0.05,
-    price: Annotated[
-        Optional[list[str]], Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens; may be repeated.")
-    ] = None,
+    price: PriceList = None,
     prices_file: Annotated[Optional[Path], Option("--prices", help="A JSON file of prices.")] = None,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Ask again for records that failed.")] = False,
     batch: Annotated[bool, Option("--batch", help="Use OpenAI's Batch API: half the price, within a day.")] = False,
@@ -112,8 +108,7 @@ def build(
             if executor == "slurm":
                 console.print("The tasks are with Slurm. When they have ended, the same command merges what they made.")
         else:
-            from dataset_builder.event_loop import run_sync
-            from dataset_builder.run import run
+            from dataset_builder.run import run, run_sync
             from dataset_builder.server import local_server
 
             options: dict[str, Any] = {"batch": batch, "batch_poll": batch_poll, "retry_failed": retry_failed}
@@ -213,13 +208,13 @@ def _progress() -> Iterator[OnProgress]:
 
 
 def _cells(progress: Progress) -> list[tuple[str, str]]:
-    usage, counts = progress.usage, progress.counts
+    usage, counts, done = progress.usage, progress.counts, progress.counts.total()
     rate = usage.requests / progress.seconds if progress.seconds else 0.0
-    share = progress.done / progress.total if progress.total else 1.0
+    share = done / progress.total if progress.total else 1.0
     left = f"{progress.seconds * (1 - share) / share / 60:.1f} min" if share and usage.stages.total() else "?"
     stages = " ".join(f"{stage} {count}" for stage, count in usage.stages.items())
     return [
-        ("records", f"{progress.done}/{progress.total}"),
+        ("records", f"{done}/{progress.total}"),
         ("answers", stages or "0"),
         ("requests/s", f"{rate:.1f}"),
         ("tokens", f"{usage.tokens:,}"),

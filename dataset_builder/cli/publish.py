@@ -33,7 +33,7 @@ def check(
             table.add_row(kind, finding, str(number), ", ".join(report.examples[finding][:2]))
     console.print(table if report.errors or report.warnings else f"{data}: nothing found", markup=False)
     if json_file is not None:
-        json_file.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(vars(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if report.errors:
         raise Exit(FAILED)
 
