@@ -47,7 +47,7 @@ class _Question:
 
 
 class BatchTransport:
-    """A :class:`~dataset_builder.transport.LiveTransport` over the Batch API, whose prices have ``factor=0.5``.
+    """A :class:`~dataset_builder.language_model.LiveTransport` over the Batch API, whose prices have ``factor=0.5``.
 
     ``poll`` is the seconds between two looks at a job; ``log`` is called with one line about it.
     """

@@ -175,7 +175,6 @@ def write_report(
     """Write what :func:`analyse` found: ``report.json``, ``map.png`` and ``map.svg``, and ``report.html``, which holds both.
 
     Args:
-        found, embeddings: From :func:`analyse`.
         folder: Made if it is not there.
         model: Name of the embedding model.
         seed: Of the map.

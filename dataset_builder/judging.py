@@ -18,11 +18,10 @@ from tqdm.auto import tqdm
 from dataset_builder import stages
 from dataset_builder.errors import BadAnswer
 from dataset_builder.files import write_text
-from dataset_builder.language_model import LanguageModel, Limits
+from dataset_builder.language_model import OPENAI_URL, LanguageModel, Limits, LiveTransport, connect
 from dataset_builder.ledger import Ledger
 from dataset_builder.prices import Prices
 from dataset_builder.run import asker, run_sync
-from dataset_builder.transport import OPENAI_URL, LiveTransport, connect
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
 
 RELEVANCE_QUESTION = (

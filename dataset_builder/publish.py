@@ -83,7 +83,6 @@ def dataset_card(
     """The card of a corpus, from ``dataset_card.md`` beside this file.
 
     Args:
-        source, repo: As for :func:`publish`.
         built: The splits by configuration.
         pushed: Metadata that ``push_to_hub`` wrote: configurations and features.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from typing import Any, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 from dataset_builder import stages
 from dataset_builder.batches import BatchTransport
 from dataset_builder.chat import Request
 from dataset_builder.errors import BadAnswer, Stop
-from dataset_builder.language_model import LanguageModel, Limits, Usage
+from dataset_builder.language_model import OPENAI_URL, LanguageModel, Limits, LiveTransport, Usage, connect
 from dataset_builder.ledger import Ledger, LedgerError, Outcome, ledger_path
 from dataset_builder.prepare import Settings, read_prepared, start_record
 from dataset_builder.prices import Prices
 from dataset_builder.quality import tuple_problem
-from dataset_builder.transport import OPENAI_URL, LiveTransport, connect
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,10 +42,8 @@ class Progress:
     usage: Usage
     counts: Counter[str]
     """Records that ended, by status."""
-    seconds: float = 0.0
 
 
-OnProgress = Callable[[Progress], None]
 _Result = TypeVar("_Result")
 
 
@@ -103,7 +101,7 @@ async def run(
     retry_failed: bool = False,
     rank: int = 0,
     tasks: int = 1,
-    on_progress: OnProgress = lambda progress: None,
+    show_progress: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> Progress:
     """Take the prepared pairs ``rank``, ``rank + tasks`` ... through the stages; those that ended before are left alone.
@@ -119,7 +117,7 @@ async def run(
         retry_failed: Take records that failed before through the stages again.
         rank: Number of this task.
         tasks: How many tasks share the build.
-        on_progress: Called twice a second.
+        show_progress: Show a progress bar.
         log: Called with one line about a job of the Batch API.
 
     Returns:
@@ -148,7 +146,7 @@ async def run(
                     pairs = read_prepared(folder)
                     return (item for item in pairs if item[0] % tasks == rank and item[1]["duplicate_of"] is None)
 
-                return await _run_share(share, settings, model, ledger, limits.concurrency, on_progress)
+                return await _run_share(share, settings, model, ledger, limits.concurrency, show_progress)
     except Timeout as error:
         raise Stop(f"{folder}: another run is at work in this folder; wait for it or stop it") from error
     except LedgerError as error:
@@ -157,7 +155,7 @@ async def run(
 
 async def _run_share(
     share: Callable[[], Iterator[tuple[int, dict[str, Any]]]], settings: Settings, model: LanguageModel, ledger: Ledger,
-    concurrency: int, on_progress: OnProgress,
+    concurrency: int, show_progress: bool,
 ) -> Progress:  # fmt: skip
     ended = ledger.statuses()
     progress = Progress(sum(1 for _ in share()), model.usage, Counter(ended.values()))
@@ -178,15 +176,20 @@ async def _run_share(
                 model.stopped = model.stopped or (error if isinstance(error, Stop) else Stop(str(error)))
                 return
             progress.counts[status] += 1
+            bar.update()
 
-    started = time.monotonic()
-    with _stop_on_signal(model):
+    on_terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=progress.total, initial=len(ended), unit="record", mininterval=0.5 if on_terminal else 10.0,
+        disable=not show_progress,
+    )  # fmt: skip
+    with _stop_on_signal(model), bar:
         pending = {asyncio.create_task(work()) for _ in range(concurrency)}
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, timeout=0.5)
-                progress.seconds = time.monotonic() - started
-                on_progress(progress)
+                used = {"requests": model.usage.requests, "tokens": model.usage.tokens, "cost": f"${model.usage.cost:.4f}"}
+                bar.set_postfix({**progress.counts, **used}, refresh=on_terminal)
                 for task in done:
                     task.result()
         finally:

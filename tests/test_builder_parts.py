@@ -22,11 +22,11 @@ from dataset_builder import stages
 from dataset_builder.agreement import agreement, read_labels
 from dataset_builder.chat import estimate_tokens, text_tokens
 from dataset_builder.checks import check_records
+from dataset_builder.language_model import LiveTransport, connect
 from dataset_builder.ledger import Ledger
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs, words
 from dataset_builder.sources import SourceError, read_pairs
-from dataset_builder.transport import LiveTransport, connect
 from sentence_transformers_inf import load_records
 from sentence_transformers_inf.records import INSTRUCTION_TYPES
 from tests.test_builder import inf_ir
