@@ -2,8 +2,6 @@
 arXiv:2505.21439, Figure 4), with bootstrap intervals over items. The check behind the choice of a judge.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

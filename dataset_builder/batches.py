@@ -9,8 +9,6 @@ A run that was killed looks at the jobs in its ledger first: one with an id is p
 server by its tag, and only if it never arrived are its questions asked anew.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

@@ -1,7 +1,5 @@
 """Is a corpus fit to publish? Schema, duplicates, leakage, overlap of splits, and texts of evaluation sets."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence

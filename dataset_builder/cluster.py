@@ -4,8 +4,6 @@ Each task takes its share of the prepared pairs through the stages with a ledger
 ended and skips it when the build is run again; one that was killed goes on from its ledger.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

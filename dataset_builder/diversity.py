@@ -4,8 +4,6 @@ After Figure 3 of Zhuang et al. 2025 (arXiv:2505.21439). Most measures depend on
 size.
 """
 
-from __future__ import annotations
-
 import base64
 import importlib.resources
 import json

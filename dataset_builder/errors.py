@@ -1,7 +1,5 @@
 """The two ways in which asking a model goes wrong: for one record, and for the whole run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """The third step of a build: the dataset and the report, from the ledgers of all tasks."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import heapq

@@ -1,7 +1,5 @@
 """Files that are whole or not there: what is written takes its place when the writing has ended."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterable, Iterator

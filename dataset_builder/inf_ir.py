@@ -4,8 +4,6 @@
 (:mod:`dataset_builder.publish`), which a plain ``load_dataset("user/InF-IR")`` reads.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.resources
 from collections.abc import Iterator

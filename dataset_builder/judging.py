@@ -4,8 +4,6 @@ An item is a record and one of its three instructed queries; its label is the pa
 (``document``, ``hard_negative_document_1``, ``hard_negative_document_2``), ``several`` or ``none``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable

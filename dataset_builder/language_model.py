@@ -4,8 +4,6 @@
 was ever answered, else from the server, within the limits on cost, requests and rate.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -5,8 +5,6 @@ is used only after its commit. The ledger holds requests by their hash, answers,
 never reach it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools

@@ -1,7 +1,5 @@
 """The first step of a build: read the source once, and estimate what the build will take."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator

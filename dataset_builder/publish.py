@@ -1,7 +1,5 @@
 """A built corpus to the Hub: Parquet for every configuration, and a dataset card filled from the run's report."""
 
-from __future__ import annotations
-
 import importlib.resources
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Free checks: what rejects a tuple before a judge is paid, and what recognises a pair that was there before."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import sqlite3

@@ -4,8 +4,6 @@ The outcome of a record depends on its pair, the settings and the models' answer
 answers arrive. So a run that was interrupted, and one over many machines, end in the same bytes as one that was not.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import signal

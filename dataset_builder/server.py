@@ -1,7 +1,5 @@
 """A language model on this machine: xllamacpp's OpenAI-compatible server on a free port of the loopback address."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

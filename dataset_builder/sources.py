@@ -1,7 +1,5 @@
 """Where query-passage pairs come from: MS MARCO, any Hub dataset, a BEIR folder, or a file. Everything streams."""
 
-from __future__ import annotations
-
 import csv
 import json
 import random

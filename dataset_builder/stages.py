@@ -5,8 +5,6 @@ The prompts are the files of ``prompts/``: a system text, a line ``---``, a user
 enter them as JSON strings only, so that nothing a passage says can end its quotation.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Passages that are encoded once: the corpus of a training run whose passage side stays as it is."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Files beside a model: its own, and the recipe of its run. And settings in YAML."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

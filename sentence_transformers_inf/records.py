@@ -4,8 +4,6 @@ A record is three aligned rows, (q+, I+, d+), (q+, I-, d1) and (q-, I+, d2), eac
 (Zhuang et al. 2025, arXiv:2505.21439, §3). Column names are those of the published dataset, ``InF-IR/InF-IR``.
 """
 
-from __future__ import annotations
-
 import importlib.resources
 import json
 from dataclasses import dataclass

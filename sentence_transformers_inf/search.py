@@ -1,7 +1,5 @@
 """Search a small corpus in memory, with and without an instruction, and see what the instruction moved."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The command ``inf-ir``: from query-passage pairs to InF-IR. The only place of the builder that parses or prints."""
 
-from __future__ import annotations
-
 import typer
 
 from dataset_builder.cli import analyze, build, judge, publish

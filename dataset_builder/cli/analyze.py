@@ -1,7 +1,5 @@
 """``inf-ir analyze``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, Optional
 

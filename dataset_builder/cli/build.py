@@ -110,14 +110,9 @@ def build(
             from dataset_builder.server import local_server
 
             with contextlib.nullcontext(base_url) if local is None else local_server(local) as url:
-                options: dict[str, Any] = {
-                    "batch": batch,
-                    "batch_poll": batch_poll,
-                    "retry_failed": retry_failed,
-                    "base_url": url,
-                }
+                here = functools.partial(run, output, settings, limits, prices, base_url=url, retry_failed=retry_failed)
                 log = functools.partial(tqdm.write, file=sys.stderr)
-                run_sync(lambda: run(output, settings, limits, prices, show_progress=True, log=log, **options))
+                run_sync(lambda: here(batch=batch, batch_poll=batch_poll, show_progress=True, log=log))
     except Stop as stop:
         stopped = stop
     _finish(output, settings, prices, tasks, max_failed, started, stopped, executor)

@@ -1,7 +1,5 @@
 """``inf-ir judge`` and ``inf-ir agreement``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Optional
 

@@ -1,7 +1,5 @@
 """What several commands share: their consoles, exit statuses and options."""
 
-from __future__ import annotations
-
 from typing import Annotated, Optional
 
 import typer

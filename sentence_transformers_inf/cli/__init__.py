@@ -1,7 +1,5 @@
 """The command ``inf-embed``: train, evaluate, search, demo. The only place of the plugin that parses or prints."""
 
-from __future__ import annotations
-
 import typer
 
 from sentence_transformers_inf.cli import ablate, demo, evaluate, hub, search, train

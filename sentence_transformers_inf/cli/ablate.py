@@ -1,7 +1,5 @@
 """``inf-embed ablate``."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

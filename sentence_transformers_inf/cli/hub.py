@@ -1,7 +1,5 @@
 """``inf-embed card`` and ``inf-embed push``."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``inf-embed search`` and ``inf-embed passages``."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -5,8 +5,6 @@ was measured; :func:`add_results`). So the card can be written again, under anot
 is a comment with a hash of the rest: :func:`is_generated` tells by it whether somebody has edited the card.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What the Hub refuses, in one line."""
 
-from __future__ import annotations
-
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,

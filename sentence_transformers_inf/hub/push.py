@@ -1,7 +1,5 @@
 """Push a checkpoint and its card to the Hugging Face Hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from huggingface_hub import HfApi
