@@ -2,8 +2,6 @@
 arXiv:2505.21439, Figure 4), with bootstrap intervals over items. The check behind the choice of a judge.
 """
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
+
+from dataset_builder.sources import read_csv
+from sentence_transformers_inf.records import read_json_lines
 
 _RESAMPLES = 1000
 
@@ -41,16 +42,10 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     labels: dict[str, dict[str, str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            is_csv = path.suffix == ".csv"
-            rows = list(csv.DictReader(file)) if is_csv else [json.loads(line) for line in file if line.strip()]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON Lines ({error})") from error
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(read_csv(path) if path.suffix == ".csv" else read_json_lines(path), start=1):
         values = []
         for column in ("item", "annotator", "label"):
-            value = row.get(column) if isinstance(row, dict) else None
+            value = row.get(column)
             if value is None or not str(value).strip():
                 raise ValueError(f"{path}, row {number}: the column {column!r} is missing or empty")
             values.append(str(value).strip())

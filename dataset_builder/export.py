@@ -29,12 +29,7 @@ UNFILTERED_SCHEMA = UNFILTERED_FEATURES.arrow_schema.remove_metadata()
 
 
 def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> dict[str, Any]:
-    """Write the dataset and the report from the ledgers of all tasks.
-
-    Args:
-        folder: Of the build, which ``tasks`` share.
-        settings: Of the build.
-        prices: For the date of the table.
+    """Write the dataset and the report of a build from the ledgers of all its tasks.
 
     Returns:
         The report. ``kept``, ``rejected``, ``failed`` and ``unfinished`` add up to ``pairs``.

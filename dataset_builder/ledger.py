@@ -69,10 +69,7 @@ def ledger_path(folder: Path, rank: int = 0, tasks: int = 1) -> Path:
 
 
 class Ledger:
-    """The ledger of one build (or of one task of it).
-
-    Args:
-        path: The SQLite file; made if it is not there.
+    """The ledger of one build (or of one task of it), an SQLite file that is made if it is not there.
 
     Raises:
         LedgerError: The file is not a ledger, is corrupt, or cannot be written.
@@ -196,13 +193,7 @@ class Ledger:
 
 
 def repair_ledger(path: Path) -> tuple[int, Path]:
-    """Save what can be read of a damaged ledger into a new one: how many answers, and where the damaged file is now.
-
-    Raises:
-        LedgerError: There is no such file.
-    """
-    if not path.is_file():
-        raise LedgerError(f"{path}: there is no ledger here")
+    """Save what can be read of a damaged ledger into a new one: how many answers, and where the damaged file is now."""
     places = (path.with_suffix(f".damaged-{number}") for number in itertools.count(1))
     aside = next(place for place in places if not place.exists())
     for suffix in ("-wal", ""):

@@ -63,18 +63,11 @@ class Settings:
 
 
 def prepare(folder: Path, settings: Settings, tasks: int = 1) -> int:
-    """Read the source into ``work/pairs.parquet``, unless an earlier run did.
-
-    Args:
-        folder: Of the build, which ``tasks`` share.
-        settings: Of the build.
-
-    Returns:
-        How many pairs there are.
+    """Read the source of a build into ``work/pairs.parquet``, unless an earlier run did: how many pairs there are.
 
     Raises:
         FileExistsError: The folder holds something else, or a build with other settings.
-        SourceError, FileNotFoundError: The source cannot be read.
+        ValueError, FileNotFoundError: The source cannot be read.
     """
     work = folder / "work"
     wanted = asdict(settings) | {"tasks": tasks, "prompts": stages.prompt_hashes()}

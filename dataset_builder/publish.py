@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
 from dataset_builder.diversity import count_ngrams
 from dataset_builder.inf_ir import InFIR
 from dataset_builder.quality import normalised
-from sentence_transformers_inf.hub.errors import HUB_ERRORS, HubError, claim_repo, hub_problem
+from sentence_transformers_inf.hub.errors import claim_repo, hub_errors
 
 _SAMPLE = 10_000
 """So many texts of a column are looked at for the card's measures of diversity."""
@@ -59,7 +59,7 @@ def publish(source: str, repo: str, *, public: bool = False, revision: str | Non
         if not any(len(splits) for splits in built.values()):
             raise ValueError(f"{source}: there are no records to publish")
         url = claim_repo(repo, "dataset", public=public, revision=revision)
-        try:
+        with hub_errors(repo):
             for config, splits in built.items():
                 if splits:
                     name = "default" if config == "mini" else config
@@ -70,8 +70,6 @@ def publish(source: str, repo: str, *, public: bool = False, revision: str | Non
             pushed = hf_hub_download(repo, "README.md", repo_type="dataset", revision=revision)
             card = dataset_card(source, repo, built, DatasetCard.load(pushed).data)
             card.push_to_hub(repo, repo_type="dataset", revision=revision, commit_message="Write the dataset card")
-        except HUB_ERRORS as error:
-            raise HubError(hub_problem(repo, error)) from error
     return url
 
 

@@ -48,8 +48,7 @@ _Result = TypeVar("_Result")
 def run_sync(function: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
     """Call an asynchronous function and wait for its result.
 
-    Where the thread runs an event loop already, as in a notebook, the function gets a thread with a loop of its own; an
-    interrupt cancels it there.
+    Where the thread runs an event loop already, as in a notebook, it runs in another thread; an interrupt cancels it there.
     """
     try:
         asyncio.get_running_loop()
@@ -71,12 +70,7 @@ def asker(model: LanguageModel, writer: str, judge: str, temperature: float, see
 
 
 async def build_tuple(pair: dict[str, Any], ask: stages.Ask, settings: Settings) -> tuple[str, str, dict[str, Any]]:
-    """Take one pair, a row of ``pairs.parquet``, through all stages: (``kept`` or ``rejected``, why, the tuple).
-
-    Raises:
-        BadAnswer: The record has failed.
-        Stop: The run cannot go on.
-    """
+    """Take one pair, a row of ``pairs.parquet``, through all stages: (``kept`` or ``rejected``, why, the tuple)."""
     record = await stages.instruct(start_record(pair), ask)
     record = await stages.poison(record, ask)
     record = await stages.write(record, ask)
@@ -107,14 +101,10 @@ async def run(
     Args:
         folder: Of a prepared build.
         settings: What it was prepared with.
-        limits: What the run may use.
-        prices: What requests cost.
         base_url: An OpenAI-compatible server; ``None`` for OpenAI's.
         batch: Go through the Batch API.
         batch_poll: Seconds between two looks at a job.
         retry_failed: Take records that failed before through the stages again.
-        rank: Number of this task.
-        tasks: How many tasks share the build.
         show_progress: Show a progress bar.
         log: Called with one line about a job of the Batch API.
 

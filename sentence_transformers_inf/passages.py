@@ -4,10 +4,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from numpy.lib.format import open_memmap
@@ -16,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from sentence_transformers_inf.modules.fingerprint import embedding_settings, fingerprint
-from sentence_transformers_inf.records import PASSAGE_COLUMNS
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, read_source, record_splits
 
 _BLOCK = 1024
 """Passages encoded between two notes of how far it is."""
@@ -95,20 +94,15 @@ def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDAr
         FileNotFoundError: There is no such file.
         ValueError: The rows are not as many as the passages, a column or a passage is missing, or a value is not finite.
     """
-    path = Path(source)
-    if path.suffix in (".npy", ".parquet") and not path.is_file():
-        raise FileNotFoundError(f"{source}: no such file")
-    if path.suffix == ".npy":
-        vectors = np.load(path, mmap_mode="r")
+    if Path(source).suffix == ".npy":
+        vectors = np.load(source, mmap_mode="r")
         if vectors.ndim != 2 or len(vectors) != len(passages):
             raise ValueError(
                 f"{source}: expected a row for each of the {len(passages)} passages, in the order of `inf-embed passages`, "
                 f"got the shape {vectors.shape}"
             )
     else:
-        kind: dict[str, Any] = {"path": "parquet", "data_files": str(path)} if path.is_file() else {"path": str(source)}
-        splits = load_dataset(**kind)
-        data = splits[next(iter(splits))]
+        data, _ = read_source(source, record_splits(source)[0], ())
         for column in ("text", "embedding"):
             if column not in data.column_names:
                 raise ValueError(f"{source}: the column {column!r} is missing; it has {', '.join(data.column_names)}")

@@ -6,6 +6,7 @@ A record is three aligned rows, (q+, I+, d+), (q+, I-, d1) and (q-, I+, d2), eac
 
 import importlib.resources
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,9 @@ def read_source(
     paths = files[_choose_split(name, list(files), split)]
     builder = "json" if paths[0].suffix == ".jsonl" else "parquet"
     for path in paths if builder == "json" else ():
-        _check_json(path, columns)
+        for number, record in enumerate(read_json_lines(path), start=1):
+            if missing := [column for column in columns if column not in record]:
+                raise RecordError(f"{path}, row {number}: the column {missing[0]!r} is missing")
     try:  # without files that have no rows: datasets fails on them
         sizes = [
             path.stat().st_size if builder == "json" else pyarrow.parquet.read_metadata(path).num_rows for path in paths
@@ -231,19 +234,19 @@ def _choose_split(name: str, splits: list[str], split: str | None) -> str:
     return split
 
 
-def _check_json(path: Path, columns: tuple[str, ...]) -> None:
-    """Name the line where a JSON Lines file breaks; the reader of ``datasets`` names only the file."""
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file; a :class:`RecordError` names the line that is none."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
-                record = json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise RecordError(f"{path}, row {number}: not valid JSON ({error})") from error
-            if not isinstance(record, dict):
-                raise RecordError(f"{path}, row {number}: expected a JSON object, got {type(record).__name__}")
-            for column in columns:
-                if column not in record:
-                    raise RecordError(f"{path}, row {number}: the column {column!r} is missing")
+            if not isinstance(row, dict):
+                raise RecordError(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
+            yield row
 
 
 def checked(data: Dataset, name: str) -> Dataset:

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import load_dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
 
-from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records, read_source
 
 TEXT_COLUMNS = ("text", "passage", "document")
 
@@ -53,10 +52,7 @@ def read_passages(source: str | Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
         passages = [line.strip() for line in lines if line.strip()]
     elif path.suffix in (".jsonl", ".parquet"):
-        try:
-            data = load_dataset("json" if path.suffix == ".jsonl" else "parquet", data_files=str(path), split="train")
-        except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
-            raise ValueError(f"{path}: cannot be read: {error.__cause__ or error}") from error
+        data, _ = read_source(path, None, ())
         column = next((name for name in TEXT_COLUMNS if name in data.column_names), None)
         if column is None:
             raise ValueError(f"{path}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(data.column_names)}")

@@ -2,7 +2,7 @@
 
 import typer
 
-from dataset_builder.cli import analyze, build, judge, publish
+from dataset_builder.cli import build, corpora, judge
 from sentence_transformers_inf.cli.errors import run
 
 app = typer.Typer(
@@ -11,7 +11,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (build.build, build.repair, judge.judge, judge.agreement, analyze.analyze, publish.check, publish.publish):
+for command in (build.build, build.repair, judge.judge, judge.agreement, corpora.analyze, corpora.check, corpora.publish):
     app.command()(command)
 
 

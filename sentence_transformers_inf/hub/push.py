@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from sentence_transformers_inf.hub.card import RESULTS_FILE, is_generated, model_card
-from sentence_transformers_inf.hub.errors import HUB_ERRORS, HubError, claim_repo, hub_problem
+from sentence_transformers_inf.hub.errors import claim_repo, hub_errors
 from sentence_transformers_inf.modules import load_instruction_model
 from sentence_transformers_inf.recipe import RECIPE_FILE, model_files, read_recipe
 
@@ -51,7 +51,7 @@ def push_model(
         card = model_card(folder, repo, load_instruction_model(folder)).content
     url = claim_repo(repo, "model", public=public, revision=revision, token=token)
     api = HfApi(token=token)
-    try:
+    with hub_errors(repo):
         api.upload_folder(
             repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message,
             ignore_patterns=[*_NOT_PUSHED, RECIPE_FILE, RESULTS_FILE, "README.md"],
@@ -60,8 +60,6 @@ def push_model(
             repo_id=repo, path_or_fileobj=card.encode(), path_in_repo="README.md", revision=revision,
             commit_message="Write the model card",
         )  # fmt: skip
-    except HUB_ERRORS as error:
-        raise HubError(hub_problem(repo, error)) from error
     return url
 
 
