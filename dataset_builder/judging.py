@@ -60,7 +60,7 @@ def judge_with_server(
         Stop: The run cannot go on; the same call goes on from there.
     """
     answers: dict[int, list[str]] = {}
-    rows = iter(enumerate(tqdm(records, desc="Records", disable=None)))
+    rows = iter(enumerate(records))
     failed = 0
 
     async def work(ask: stages.Ask) -> None:
@@ -71,6 +71,7 @@ def judge_with_server(
                 answers[number] = judged["judge_answers"]
             except BadAnswer:
                 failed += 1
+            bar.update()
 
     async def judge_all() -> None:
         with contextlib.closing(Ledger(labels.with_name(labels.name + ".ledger.sqlite"))) as ledger:
@@ -80,7 +81,8 @@ def judge_with_server(
                 ask = asker(language_model, model, model, 0.0, seed, effort)
                 await stages.gather(work(ask) for _ in range(limits.concurrency))
 
-    run_sync(judge_all)
+    with tqdm(total=len(records), desc="Records", disable=None) as bar:
+        run_sync(judge_all)
     _add_labels(labels, model, {_name(records[number], number): answers[number] for number in sorted(answers)})
     return failed
 

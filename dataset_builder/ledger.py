@@ -204,7 +204,11 @@ def repair_ledger(path: Path) -> tuple[int, Path]:
     saved = 0
     with contextlib.closing(Ledger(path)) as ledger, contextlib.closing(sqlite3.connect(aside)) as damaged:
         for table, columns in _COLUMNS.items():
-            for number in _readable_rows(damaged, table):
+            try:
+                last = damaged.execute(f"SELECT MAX(rowid) FROM {table}").fetchone()[0] or 0
+            except sqlite3.DatabaseError:  # a damaged tree may not tell its last row; a miss costs microseconds
+                last = 200_000
+            for number in range(last + 1):
                 try:
                     row = damaged.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE rowid = ?", (number,)).fetchone()
                     if row is not None and row[0] is not None:
@@ -213,12 +217,3 @@ def repair_ledger(path: Path) -> tuple[int, Path]:
                 except (sqlite3.DatabaseError, UnicodeDecodeError, LedgerError):
                     continue
     return saved, aside
-
-
-def _readable_rows(damaged: sqlite3.Connection, table: str) -> range:
-    """Row numbers worth trying; a damaged tree may not tell its last one, and each miss costs microseconds."""
-    try:
-        last = damaged.execute(f"SELECT MAX(rowid) FROM {table}").fetchone()[0]
-    except sqlite3.DatabaseError:
-        last = 200_000
-    return range((last or 0) + 1)

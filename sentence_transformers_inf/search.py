@@ -113,14 +113,8 @@ def read_index(path: str | Path, size: int, dimension: int) -> Any:
 def nearest(
     model: SentenceTransformer, index: Any, queries: NDArray[np.float32], depth: int
 ) -> list[list[tuple[int, float]]]:
-    """The ``depth`` nearest rows of an index to each query (Q×d), the nearest first, each with its score.
-
-    Args:
-        model: Whose similarity counts; a FAISS index has its own.
-        index: From :func:`read_index`.
-        queries: Q×d.
-        depth: How many. An approximate FAISS index may find fewer.
-    """
+    """The ``depth`` nearest rows of an index (from :func:`read_index`) to each query (Q×d), the nearest first, each with its
+    score: the model's similarity, or that of a FAISS index, which may find fewer if it is approximate."""
     if isinstance(index, np.ndarray):
         vectors = torch.from_numpy(np.asarray(index, dtype=np.float32))
         found = semantic_search(

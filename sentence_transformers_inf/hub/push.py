@@ -44,7 +44,13 @@ def push_model(
         HubError: The Hub refuses.
     """
     folder = Path(folder)
-    _check_pushable(folder)
+    if not (folder / "modules.json").is_file():
+        raise FileNotFoundError(f"{folder}: there is no saved model here")
+    if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
+        raise ValueError(f"{folder}: the training is not finished; give the same train command again")
+    pickled = [path for pattern in _PICKLES for path in model_files(folder, pattern) if path.name != "training_args.bin"]
+    if pickled:
+        raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
     path = folder / "README.md"
     card = path.read_text(encoding="utf-8") if path.exists() else None
     if card is None or is_generated(card):
@@ -61,13 +67,3 @@ def push_model(
             commit_message="Write the model card",
         )  # fmt: skip
     return url
-
-
-def _check_pushable(folder: Path) -> None:
-    if not (folder / "modules.json").is_file():
-        raise FileNotFoundError(f"{folder}: there is no saved model here")
-    if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
-        raise ValueError(f"{folder}: the training is not finished; give the same train command again")
-    pickled = [path for pattern in _PICKLES for path in model_files(folder, pattern) if path.name != "training_args.bin"]
-    if pickled:
-        raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
