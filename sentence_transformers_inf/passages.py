@@ -46,9 +46,7 @@ def encode_passages(
 
     Args:
         model: The model that the passages' index was made with.
-        passages: N texts.
-        batch_size: Texts encoded at a time.
-        show_progress: Show a progress bar.
+        passages: N texts, of which ``batch_size`` are encoded at a time.
     """
     settings = {**embedding_settings(model), "prompts": model.prompts, "max_seq_length": model.max_seq_length}
     digest = hashlib.sha256(f"{fingerprint(model)} {json.dumps(settings, sort_keys=True)}".encode())
