@@ -2,10 +2,6 @@
 arXiv:2505.21439, Figure 4), with bootstrap intervals over items. The check behind the choice of a judge.
 """
 
-from __future__ import annotations
-
-import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
+
+from dataset_builder.sources import read_csv
+from sentence_transformers_inf.records import read_json_lines
 
 _RESAMPLES = 1000
 
@@ -43,16 +42,10 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     labels: dict[str, dict[str, str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            is_csv = path.suffix == ".csv"
-            rows = list(csv.DictReader(file)) if is_csv else [json.loads(line) for line in file if line.strip()]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON Lines ({error})") from error
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(read_csv(path) if path.suffix == ".csv" else read_json_lines(path), start=1):
         values = []
         for column in ("item", "annotator", "label"):
-            value = row.get(column) if isinstance(row, dict) else None
+            value = row.get(column)
             if value is None or not str(value).strip():
                 raise ValueError(f"{path}, row {number}: the column {column!r} is missing or empty")
             values.append(str(value).strip())
@@ -65,15 +58,12 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
 
 
 def agreement(labels: dict[str, dict[str, str]], humans: Sequence[str], seed: int = 0) -> list[Agreement]:
-    """The agreement of every annotator with the humans.
+    """The agreement of every annotator that shares items with a human, models first, best first.
 
     Args:
-        labels: Labels by annotator and item.
+        labels: By annotator and item.
         humans: Which annotators are human.
         seed: Of the bootstrap.
-
-    Returns:
-        One entry per annotator that shares items with a human, models first, best first.
 
     Raises:
         ValueError: No human is among the annotators, or nobody shares items with one.
@@ -107,7 +97,6 @@ def agreement(labels: dict[str, dict[str, str]], humans: Sequence[str], seed: in
 
 
 def _kappa(first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
-    """Cohen's kappa; NaN without items, 1.0 where both gave one and the same label throughout."""
     if not len(first):
         return math.nan
     return 1.0 if np.array_equal(first, second) else float(cohen_kappa_score(first, second))

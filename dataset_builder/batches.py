@@ -9,8 +9,6 @@ A run that was killed looks at the jobs in its ledger first: one with an id is p
 server by its tag, and only if it never arrived are its questions asked anew.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json
@@ -47,7 +45,7 @@ class _Question:
 
 
 class BatchTransport:
-    """A :class:`~dataset_builder.transport.LiveTransport` over the Batch API, whose prices have ``factor=0.5``.
+    """A :class:`~dataset_builder.language_model.LiveTransport` over the Batch API, whose prices have ``factor=0.5``.
 
     ``poll`` is the seconds between two looks at a job; ``log`` is called with one line about it.
     """

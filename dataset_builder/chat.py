@@ -1,7 +1,5 @@
 """Requests for structured chat completions, and how their answers are read."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

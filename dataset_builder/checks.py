@@ -1,7 +1,5 @@
 """Is a corpus fit to publish? Schema, duplicates, leakage, overlap of splits, and texts of evaluation sets."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -36,15 +34,6 @@ class CheckReport:
         (self.errors if kind == "error" else self.warnings)[finding] += 1
         if len(found := self.examples.setdefault(finding, [])) < _EXAMPLES:
             found.append(record)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report for a JSON file."""
-        return {
-            "records": self.records,
-            "errors": dict(self.errors.most_common()),
-            "warnings": dict(self.warnings.most_common()),
-            "examples": self.examples,
-        }
 
 
 def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = ()) -> CheckReport:

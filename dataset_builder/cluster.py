@@ -4,8 +4,6 @@ Each task takes its share of the prepared pairs through the stages with a ledger
 ended and skips it when the build is run again; one that was killed goes on from its ledger.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os
@@ -17,14 +15,10 @@ os.environ.setdefault("LOGURU_DIAGNOSE", "NO")  # before datatrove: its logger w
 from datatrove.executor.base import PipelineExecutor
 
 from dataset_builder.errors import Stop
-from dataset_builder.event_loop import run_sync
 from dataset_builder.language_model import Limits
 from dataset_builder.prepare import Settings
 from dataset_builder.prices import Prices
-from dataset_builder.run import run
-
-EXECUTORS = ("local", "slurm", "ray")
-"""Which of datatrove's executors there are: processes here, a Slurm cluster, a Ray cluster."""
+from dataset_builder.run import run, run_sync
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +31,9 @@ class BuildTask:
     limits: Limits
     """Of the whole build; a task takes its share."""
     prices: Prices
-    base_url: str | None = None
+    base_url: str | None
     """An OpenAI-compatible server; ``None`` for OpenAI's, with the key in each task's environment."""
-    retry_failed: bool = False
-    """Take records that failed before through the stages again."""
+    retry_failed: bool
 
     def __call__(self, data: Any, rank: int, world_size: int) -> Any:
         """Run one task.
@@ -48,10 +41,16 @@ class BuildTask:
         Raises:
             Stop: The task cannot go on; datatrove does not mark it as completed.
         """
-        limits = _share(self.limits, world_size)
+        limits = dataclasses.replace(  # the whole build's, shared; concurrency is each task's own
+            self.limits,
+            rpm=self.limits.rpm and max(1, self.limits.rpm // world_size),
+            tpm=self.limits.tpm and max(1, self.limits.tpm // world_size),
+            max_cost=self.limits.max_cost and self.limits.max_cost / world_size,
+            max_requests=self.limits.max_requests and max(1, self.limits.max_requests // world_size),
+        )
+        build = functools.partial(run, self.folder, self.settings, limits, self.prices, rank=rank, tasks=world_size)
         failure = None
         try:
-            build = functools.partial(run, self.folder, self.settings, limits, self.prices, rank=rank, tasks=world_size)
             run_sync(lambda: build(base_url=self.base_url, retry_failed=self.retry_failed))
         except Stop as error:
             failure = Stop(str(error), error.budget)
@@ -60,19 +59,8 @@ class BuildTask:
         return data
 
 
-def _share(limits: Limits, tasks: int) -> Limits:
-    """A task's part of the limits that hold for the whole build; concurrency is each task's own."""
-    return dataclasses.replace(
-        limits,
-        rpm=limits.rpm and max(1, limits.rpm // tasks),
-        tpm=limits.tpm and max(1, limits.tpm // tasks),
-        max_cost=limits.max_cost and limits.max_cost / tasks,
-        max_requests=limits.max_requests and max(1, limits.max_requests // tasks),
-    )
-
-
 def run_tasks(kind: str, step: BuildTask, tasks: int, workers: int, slurm_partition: str | None, slurm_time: str) -> None:
-    """Run a step as so many tasks, ``workers`` at a time, by one of :data:`EXECUTORS`; with Slurm, submit them.
+    """Run a step as so many tasks, ``workers`` at a time: as processes (``local``), on Ray, or submitted to Slurm.
 
     Raises:
         Stop: A task cannot go on.
@@ -96,7 +84,7 @@ def run_tasks(kind: str, step: BuildTask, tasks: int, workers: int, slurm_partit
             raise ValueError("Slurm needs a partition: --slurm-partition NAME")
         executor = SlurmPipelineExecutor([step], partition=slurm_partition, time=slurm_time, job_name="inf-ir", **common)
     else:
-        raise ValueError(f"there is no executor {kind!r}; there are {', '.join(EXECUTORS)}")
+        raise ValueError(f"there is no executor {kind!r}; there are local, slurm and ray")
     try:
         executor.run()
     except Stop:

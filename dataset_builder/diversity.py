@@ -4,8 +4,6 @@ After Figure 3 of Zhuang et al. 2025 (arXiv:2505.21439). Most measures depend on
 size.
 """
 
-from __future__ import annotations
-
 import base64
 import importlib.resources
 import json
@@ -57,12 +55,7 @@ class NGrams:
 
 
 def count_ngrams(texts: Iterable[str], n: int) -> NGrams:
-    """Count the n-grams of words within texts, all of them in memory.
-
-    Args:
-        texts: Texts of one kind.
-        n: Words in a gram.
-    """
+    """Count the n-grams of words within texts, all of them in memory."""
     grams: Counter[tuple[str, ...]] = Counter()
     number = 0
     for text in texts:
@@ -153,13 +146,8 @@ def analyse(
 
 
 def draw_map(embeddings: Embeddings, paths: Sequence[Path], seed: int = 0) -> None:
-    """A t-SNE map for each kind of text, with the corpora side by side in it.
-
-    Args:
-        embeddings: All corpora of a kind are placed together, so that overlap can be seen.
-        paths: Where to save the picture: PNG, SVG or PDF by the file's name.
-        seed: Of the placement.
-    """
+    """A t-SNE map for each kind of text, with all corpora in it, so that overlap can be seen; PNG, SVG or PDF by the names
+    of ``paths``."""
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
@@ -182,12 +170,10 @@ def draw_map(embeddings: Embeddings, paths: Sequence[Path], seed: int = 0) -> No
 def write_report(
     found: dict[str, dict[str, Diversity]], embeddings: Embeddings, folder: Path, model: str, seed: int = 0
 ) -> None:
-    """Write ``report.json``, the map as ``map.png`` and ``map.svg``, and ``report.html``, which holds both.
+    """Write what :func:`analyse` found: ``report.json``, ``map.png`` and ``map.svg``, and ``report.html``, which holds both.
 
     Args:
-        found: What :func:`analyse` found.
-        embeddings: What it measured.
-        folder: Where to write; made if it is not there.
+        folder: Made if it is not there.
         model: Name of the embedding model.
         seed: Of the map.
     """
@@ -195,11 +181,11 @@ def write_report(
     report: dict[str, dict[str, Any]] = {kind: {} for kind in found}
     for kind, of_kind in found.items():
         for name, entry in of_kind.items():
-            measures: dict[str, Any] = {"distinct_texts": entry.distinct_texts, "sampled": entry.sampled}
-            measures |= {"average_pairwise_similarity": entry.similarity, "ngrams": {}}
+            measures = asdict(entry)
+            measures["average_pairwise_similarity"] = measures.pop("similarity")
             for n, counts in entry.ngrams.items():
                 frequency = counts.inter_sample_frequency if counts.deviation else None  # JSON has no infinity
-                measures["ngrams"][n] = asdict(counts) | {"distinct_n": counts.distinct_share, "ingf": frequency}
+                measures["ngrams"][n] |= {"distinct_n": counts.distinct_share, "ingf": frequency}
             report[kind][name] = measures
     text = json.dumps({"model": model, "diversity": report}, indent=2, allow_nan=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")

@@ -1,9 +1,6 @@
 """The two ways in which asking a model goes wrong: for one record, and for the whole run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any
 
 
 class Stop(Exception):
@@ -17,9 +14,6 @@ class Stop(Exception):
     def __init__(self, reason: str, budget: bool = False) -> None:
         super().__init__(reason)
         self.budget = budget
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Stop, (str(self), self.budget)
 
 
 class BadAnswer(Exception):

@@ -1,7 +1,5 @@
 """The third step of a build: the dataset and the report, from the ledgers of all tasks."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import heapq
@@ -23,21 +21,9 @@ from dataset_builder.ledger import Ledger, ledger_path
 from dataset_builder.prepare import Settings, read_prepared
 from dataset_builder.prices import Prices
 
-KEPT_SCHEMA = KEPT_FEATURES.arrow_schema.remove_metadata()
-"""Columns of ``train.parquet``."""
-
-UNFILTERED_SCHEMA = UNFILTERED_FEATURES.arrow_schema.remove_metadata()
-"""Columns of ``unfiltered/train.parquet``."""
-
 
 def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> dict[str, Any]:
-    """Write the dataset and the report from the ledgers of all tasks.
-
-    Args:
-        folder: Of the build.
-        settings: Of the build.
-        prices: For the date of the table.
-        tasks: How many tasks share the build.
+    """Write the dataset and the report of a build from the ledgers of all its tasks.
 
     Returns:
         The report. ``kept``, ``rejected``, ``failed`` and ``unfinished`` add up to ``pairs``.
@@ -53,9 +39,9 @@ def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> 
         ledgers = [stack.enter_context(closing(Ledger(path))) for path in paths]
         outcomes = functools.partial(_outcomes, folder, ledgers)
         (folder / "unfiltered").mkdir(exist_ok=True)
-        write_parquet(folder / "train.parquet", KEPT_SCHEMA, (row for row in outcomes() if row["status"] == "kept"))
+        write_parquet(folder / "train.parquet", KEPT_FEATURES, (row for row in outcomes() if row["status"] == "kept"))
         complete = (row for row in outcomes() if "document" in row)
-        write_parquet(folder / "unfiltered" / "train.parquet", UNFILTERED_SCHEMA, complete)
+        write_parquet(folder / "unfiltered" / "train.parquet", UNFILTERED_FEATURES, complete)
         counted = _write_outcomes(folder / "outcomes.csv", outcomes())
         usage: dict[str, Counter[str]] = {}
         for ledger in ledgers:

@@ -1,7 +1,5 @@
 """Files that are whole or not there: what is written takes its place when the writing has ended."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
@@ -11,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features
 
 ROW_GROUP = 500
 """Rows that are in memory at a time."""
@@ -30,12 +29,12 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
+def write_parquet(path: Path, features: Features, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows into a Parquet file, as a whole; columns that a row lacks are null, others are left out."""
-    names, iterator = schema.names, iter(rows)
+    schema, iterator = features.arrow_schema.remove_metadata(), iter(rows)
     with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         while True:
-            group = [{name: row.get(name) for name in names} for row in islice(iterator, ROW_GROUP)]
+            group = [{name: row.get(name) for name in features} for row in islice(iterator, ROW_GROUP)]
             writer.write_table(pa.Table.from_pylist(group, schema))
             if len(group) < ROW_GROUP:
                 break

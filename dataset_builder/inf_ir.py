@@ -4,8 +4,6 @@
 (:mod:`dataset_builder.publish`), which a plain ``load_dataset("user/InF-IR")`` reads.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.resources
 from collections.abc import Iterator
@@ -33,16 +31,10 @@ SHARES = {"validation": 0.05, "test": 0.05}
 
 
 def split_of(query: str) -> str:
-    """The split of a record by its positive query: a pure function of the query's words.
+    """The split of a record by its ``query_positive``: ``train``, ``validation`` or ``test``.
 
-    Case, punctuation and spacing do not count, so a query and its spellings are in one split, and no record ever moves
-    when others are added.
-
-    Args:
-        query: The record's ``query_positive``.
-
-    Returns:
-        ``train``, ``validation`` or ``test``.
+    A pure function of the query's words without case, punctuation and spacing: a query and its spellings are in one split,
+    and no record ever moves when others are added.
     """
     digest = hashlib.sha256(normalised(query).encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
@@ -85,7 +77,12 @@ class InFIR(datasets.GeneratorBasedBuilder):
             folder = importlib.resources.files("dataset_builder") / "data"
             given: list[dict[str, Any]] = [{"files": [str(folder / f"{name}.parquet")], "split": None} for name in names]
         else:
-            files = _files(self.config.data_dir, self.config.name)
+            if self.config.data_dir is None:
+                raise ValueError(f"the configuration {self.config.name!r} needs data_dir, the output folder of inf-ir build")
+            output = Path(self.config.data_dir) / ("unfiltered" if self.config.name == "unfiltered" else "")
+            files = sorted(str(path) for path in output.glob("train*.parquet"))
+            if not files:
+                raise FileNotFoundError(f"{output}: there is no train.parquet, as inf-ir build writes it")
             given = [{"files": files, "split": name} for name in names]
         return [datasets.SplitGenerator(name=name, gen_kwargs=kwargs) for name, kwargs in zip(names, given)]
 
@@ -99,13 +96,3 @@ class InFIR(datasets.GeneratorBasedBuilder):
                 for row, record in zip(chosen, batch.take(pa.array(chosen, pa.int64())).to_pylist()):
                     yield f"{Path(path).name}/{first + row}", record
                 first += len(queries)
-
-
-def _files(data_dir: str | None, config: str) -> list[str]:
-    if data_dir is None:
-        raise ValueError(f"the configuration {config!r} needs data_dir, the output folder of inf-ir build")
-    folder = Path(data_dir) if config == "default" else Path(data_dir) / "unfiltered"
-    files = sorted(str(path) for path in folder.glob("train*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"{folder}: there is no train.parquet, as inf-ir build writes it")
-    return files

@@ -4,8 +4,6 @@ An item is a record and one of its three instructed queries; its label is the pa
 (``document``, ``hard_negative_document_1``, ``hard_negative_document_2``), ``several`` or ``none``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable
@@ -13,20 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from dataset_builder import stages
 from dataset_builder.errors import BadAnswer
-from dataset_builder.event_loop import run_sync
 from dataset_builder.files import write_text
-from dataset_builder.language_model import LanguageModel, Limits
+from dataset_builder.language_model import OPENAI_URL, LanguageModel, Limits, LiveTransport, connect
 from dataset_builder.ledger import Ledger
 from dataset_builder.prices import Prices
-from dataset_builder.run import asker
-from dataset_builder.transport import OPENAI_URL, LiveTransport, connect
+from dataset_builder.run import asker, run_sync
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
-
-OnProgress = Callable[[int], None]
-"""Called with the number of records that are through."""
 
 RELEVANCE_QUESTION = (
     "You are an expert Google searcher, whose job is to determine if the following document is relevant to the query "
@@ -47,21 +41,17 @@ def judge_with_server(
     pairwise: bool = False,
     seed: int = 0,
     effort: str = "medium",
-    on_progress: OnProgress = lambda done: None,
 ) -> int:
     """Let a model behind an OpenAI-compatible server judge records; answers are kept in ``LABELS.ledger.sqlite``.
 
     Args:
         records: InF-IR records.
-        model: The judge.
+        model: The judge, with its ``prices`` and reasoning ``effort``.
         labels: JSONL file that gets the labels of this annotator, beside those of others.
         base_url: The server; ``None`` for OpenAI's.
         limits: What the run may use.
-        prices: What requests cost.
         pairwise: Nine yes/no judgments a record instead of three choices.
         seed: Of the order in which passages are shown.
-        effort: Reasoning effort.
-        on_progress: Called after each record.
 
     Returns:
         How many records have no usable answer; they get no labels.
@@ -81,7 +71,7 @@ def judge_with_server(
                 answers[number] = judged["judge_answers"]
             except BadAnswer:
                 failed += 1
-            on_progress(len(answers) + failed)
+            bar.update()
 
     async def judge_all() -> None:
         with contextlib.closing(Ledger(labels.with_name(labels.name + ".ledger.sqlite"))) as ledger:
@@ -91,22 +81,15 @@ def judge_with_server(
                 ask = asker(language_model, model, model, 0.0, seed, effort)
                 await stages.gather(work(ask) for _ in range(limits.concurrency))
 
-    run_sync(judge_all)
+    with tqdm(total=len(records), desc="Records", disable=None) as bar:
+        run_sync(judge_all)
     _add_labels(labels, model, {_name(records[number], number): answers[number] for number in sorted(answers)})
     return failed
 
 
-def judge_with_cross_encoder(
-    records: Dataset, model: str, labels: Path, on_progress: OnProgress = lambda done: None
-) -> None:
-    """Let a cross-encoder judge records: the passage that scores highest for query and instruction is its answer.
-
-    Args:
-        records: InF-IR records.
-        model: Hub id or folder, for Sentence Transformers' ``CrossEncoder``.
-        labels: JSONL file that gets the labels.
-        on_progress: Called after each record.
-    """
+def judge_with_cross_encoder(records: Dataset, model: str, labels: Path) -> None:
+    """Let a Sentence Transformers cross-encoder (Hub id or folder) judge records, as :func:`judge_with_server` does: its
+    answer is the passage that scores highest for query and instruction."""
     from sentence_transformers import CrossEncoder
 
     encoder = CrossEncoder(model)
@@ -115,20 +98,12 @@ def judge_with_cross_encoder(
         scores = encoder.predict([(query, passage) for passage in passages], show_progress_bar=False)
         return PASSAGE_COLUMNS[int(scores.argmax())]
 
-    _judge_each(records, model, labels, judge, on_progress)
+    _judge_each(records, model, labels, judge)
 
 
-def judge_with_reranker(records: Dataset, model: str, labels: Path, on_progress: OnProgress = lambda done: None) -> None:
-    """Let a causal language model of the FollowIR-7B kind judge records: true or false for each passage.
-
-    A passage counts as right where the model gives "true" a higher probability than "false" as its next token.
-
-    Args:
-        records: InF-IR records.
-        model: Hub id or folder of a causal language model.
-        labels: JSONL file that gets the labels.
-        on_progress: Called after each record.
-    """
+def judge_with_reranker(records: Dataset, model: str, labels: Path) -> None:
+    """Let a causal language model of the FollowIR-7B kind (Hub id or folder) judge records, as :func:`judge_with_server`
+    does: a passage is right where "true" is more probable than "false" as the next token."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -149,19 +124,16 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path, on_progress:
     def judge(query: str, passages: list[str]) -> str:
         return stages.combine([name for name, text in zip(PASSAGE_COLUMNS, passages) if is_relevant(query, text)])
 
-    _judge_each(records, model, labels, judge, on_progress)
+    _judge_each(records, model, labels, judge)
 
 
-def _judge_each(
-    records: Dataset, model: str, labels: Path, judge: Callable[[str, list[str]], str], on_progress: OnProgress
-) -> None:
+def _judge_each(records: Dataset, model: str, labels: Path, judge: Callable[[str, list[str]], str]) -> None:
     """Judge the three instructed queries of each record, with its three passages."""
     answers = {}
-    for number, record in enumerate(records):
+    for number, record in enumerate(tqdm(records, desc="Records", disable=None)):
         passages = [record[name] for name in PASSAGE_COLUMNS]
         queries = [f"{record[query]} {record[instruction]}" for query, instruction, _ in TRIPLES]
         answers[_name(record, number)] = [judge(query, passages) for query in queries]
-        on_progress(number + 1)
     _add_labels(labels, model, answers)
 
 

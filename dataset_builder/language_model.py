@@ -4,23 +4,28 @@
 was ever answered, else from the server, within the limits on cost, requests and rate.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
-from collections import Counter
-from dataclasses import dataclass, field, replace
+import os
+from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx2
 import openai
 from aiolimiter import AsyncLimiter
 
 from dataset_builder.batches import BatchTransport
-from dataset_builder.chat import AnswerType, Request, estimate_tokens, read_answer, reasons
+from dataset_builder.chat import AnswerType, Request, estimate_tokens, read_answer, read_completion, reasons
 from dataset_builder.errors import BadAnswer, Stop
 from dataset_builder.ledger import Answer, Ledger, LedgerError
 from dataset_builder.prices import Prices
-from dataset_builder.transport import MAX_RETRIES, OPENAI_URL, LiveTransport
+
+OPENAI_URL = "https://api.openai.com/v1"
+"""Where requests go if no other server is named."""
+
+MAX_RETRIES = 8
+"""Retries of a request after 408, 409, 429, 5xx, a timeout or a broken connection, by the ``openai`` client: it honours
+Retry-After and else waits 0.5 to 8 s, doubling, with jitter."""
 
 MAX_UNANSWERED = 20
 """So many requests in a row without any answer, retries included, and the run stops: the server is down."""
@@ -59,8 +64,47 @@ class Usage:
     requests: int = 0
     tokens: int = 0
     cost: float = 0.0
-    stages: Counter[str] = field(default_factory=Counter)
-    """Answers checked, by stage."""
+
+
+def connect(base_url: str | None, timeout: float, connections: int) -> openai.AsyncOpenAI:
+    """A client for a server (``None``: OpenAI's) on aiohttp's transport, which costs least; ``timeout`` is in seconds.
+
+    Raises:
+        Stop: OpenAI's server is meant and there is no key in the environment variable ``OPENAI_API_KEY``.
+    """
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key and base_url is None:
+        remedy = "set the environment variable OPENAI_API_KEY, or name a server with --base-url or --local"
+        raise Stop(f"there is no key: {remedy}")
+    return openai.AsyncOpenAI(
+        api_key=key or "none",
+        base_url=base_url or OPENAI_URL,
+        max_retries=MAX_RETRIES,
+        timeout=timeout,
+        http_client=openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=connections)),
+    )
+
+
+@dataclass(frozen=True)
+class LiveTransport:
+    """Sends each request at once."""
+
+    client: openai.AsyncOpenAI
+    ledger: Ledger
+    prices: Prices
+
+    async def send(self, key: str, model: str, body: dict[str, Any]) -> Answer:
+        """The answer to a chat completion request, stored in the ledger under ``key``.
+
+        Raises:
+            openai.APIError: As the ``openai`` client does.
+        """
+        # As the client's README has it for requests of one's own: with the client's retries and errors, but without walking
+        # through the body and building objects of the response, which would take more than half as much CPU again.
+        response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+        answer = read_completion(response.json(), model, self.prices)
+        await self.ledger.keep_answer(key, model, answer)
+        return answer
 
 
 class LanguageModel:
@@ -102,7 +146,6 @@ class LanguageModel:
                 raise BadAnswer(str(error), [key]) from error
             if result is None:
                 raise BadAnswer(f"{request.stage}: {problem}", [key, second])
-        self.usage.stages[request.stage] += 1
         return result
 
     def stop(self, reason: str, budget: bool = False) -> Stop:

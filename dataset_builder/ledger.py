@@ -5,8 +5,6 @@ is used only after its commit. The ledger holds requests by their hash, answers,
 never reach it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools
@@ -71,10 +69,7 @@ def ledger_path(folder: Path, rank: int = 0, tasks: int = 1) -> Path:
 
 
 class Ledger:
-    """The ledger of one build (or of one task of it).
-
-    Args:
-        path: The SQLite file; made if it is not there.
+    """The ledger of one build (or of one task of it), an SQLite file that is made if it is not there.
 
     Raises:
         LedgerError: The file is not a ledger, is corrupt, or cannot be written.
@@ -198,13 +193,7 @@ class Ledger:
 
 
 def repair_ledger(path: Path) -> tuple[int, Path]:
-    """Save what can be read of a damaged ledger into a new one: how many answers, and where the damaged file is now.
-
-    Raises:
-        LedgerError: There is no such file.
-    """
-    if not path.is_file():
-        raise LedgerError(f"{path}: there is no ledger here")
+    """Save what can be read of a damaged ledger into a new one: how many answers, and where the damaged file is now."""
     places = (path.with_suffix(f".damaged-{number}") for number in itertools.count(1))
     aside = next(place for place in places if not place.exists())
     for suffix in ("-wal", ""):
@@ -215,7 +204,11 @@ def repair_ledger(path: Path) -> tuple[int, Path]:
     saved = 0
     with contextlib.closing(Ledger(path)) as ledger, contextlib.closing(sqlite3.connect(aside)) as damaged:
         for table, columns in _COLUMNS.items():
-            for number in _readable_rows(damaged, table):
+            try:
+                last = damaged.execute(f"SELECT MAX(rowid) FROM {table}").fetchone()[0] or 0
+            except sqlite3.DatabaseError:  # a damaged tree may not tell its last row; a miss costs microseconds
+                last = 200_000
+            for number in range(last + 1):
                 try:
                     row = damaged.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE rowid = ?", (number,)).fetchone()
                     if row is not None and row[0] is not None:
@@ -224,12 +217,3 @@ def repair_ledger(path: Path) -> tuple[int, Path]:
                 except (sqlite3.DatabaseError, UnicodeDecodeError, LedgerError):
                     continue
     return saved, aside
-
-
-def _readable_rows(damaged: sqlite3.Connection, table: str) -> range:
-    """Row numbers worth trying; a damaged tree may not tell its last one, and each miss costs microseconds."""
-    try:
-        last = damaged.execute(f"SELECT MAX(rowid) FROM {table}").fetchone()[0]
-    except sqlite3.DatabaseError:
-        last = 200_000
-    return range((last or 0) + 1)

@@ -1,7 +1,5 @@
 """The first step of a build: read the source once, and estimate what the build will take."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -10,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features, Value
 
 from dataset_builder import stages
 from dataset_builder.chat import estimate_tokens, reasons, text_tokens
@@ -21,7 +19,7 @@ from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates
 from dataset_builder.sources import Pair, read_pairs
 
-_PAIRS = pa.schema([(name, pa.string()) for name in ("id", "query", "passage", "instruction_type", "form", "duplicate_of")])
+_PAIRS = Features(dict.fromkeys(("id", "query", "passage", "instruction_type", "form", "duplicate_of"), Value("string")))
 _MEASURED = 200
 
 
@@ -35,11 +33,6 @@ class Settings:
         model: Name of the model that writes instructions, twins and passages.
         judge: Name of the model that decides which tuples stand; it answers at temperature 0.
         judge_mode: ``choice`` (three requests a record: which passage?) or ``pairwise`` (nine: is this passage right?).
-        query_column: The column with the query.
-        passage_column: The column with the passage.
-        split: Split of a Hub dataset or of a BEIR folder's qrels.
-        limit: Read the first so many pairs only.
-        sample: Take so many pairs at random.
         seed: Of the sample, instruction types, forms, order of passages, and both models.
         temperature: Of the writing model.
         effort: Reasoning effort of reasoning models.
@@ -70,19 +63,11 @@ class Settings:
 
 
 def prepare(folder: Path, settings: Settings, tasks: int = 1) -> int:
-    """Read the source into ``work/pairs.parquet``, unless an earlier run did.
-
-    Args:
-        folder: Of the build.
-        settings: Of the build.
-        tasks: How many tasks share the build.
-
-    Returns:
-        How many pairs there are.
+    """Read the source of a build into ``work/pairs.parquet``, unless an earlier run did: how many pairs there are.
 
     Raises:
         FileExistsError: The folder holds something else, or a build with other settings.
-        SourceError, FileNotFoundError: The source cannot be read.
+        ValueError, FileNotFoundError: The source cannot be read.
     """
     work = folder / "work"
     wanted = asdict(settings) | {"tasks": tasks, "prompts": stages.prompt_hashes()}
@@ -137,13 +122,8 @@ def read_prepared(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def start_record(pair: dict[str, Any]) -> dict[str, Any]:
     """What a row of ``pairs.parquet`` is before the first stage."""
-    return {
-        "id": pair["id"],
-        "instruction_type": pair["instruction_type"],
-        "form": pair["form"],
-        "query_positive": pair["query"],
-        "document": pair["passage"],
-    }
+    record = {name: pair[name] for name in ("id", "instruction_type", "form")}
+    return {**record, "query_positive": pair["query"], "document": pair["passage"]}
 
 
 @dataclass(frozen=True)
@@ -173,8 +153,23 @@ def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -
     judged = 3 if settings.judge_mode == "choice" else 9
     used = {settings.model: [0, 0], settings.judge: [0, 0]}
     measured = list(islice(pairs, _MEASURED))
+    words = " ".join(["word"] * 30)
+    constants = {"type_meaning": words, "form_meaning": words, "low": 0, "high": 0, "instruction": words}
+    constants |= {"instruction_positive": words, "instruction_negative": words}
     for pair in measured:
-        _add_tokens(used, pair, settings, judged)
+        document, query = pair["passage"], pair["query"]
+        values = start_record(pair) | constants | {"query_negative": query, "query": query}
+        values |= {"hard_negative_document_1": document, "hard_negative_document_2": document}
+        values["passages"] = [document] * (3 if judged == 3 else 1)
+        for prompt, answer, times in (
+            ("instruct", 50, 1),
+            ("poison", 70, 1),
+            ("write", 20 + 2 * text_tokens(document, 1 / 3), 1),
+            ("judge" if judged == 3 else "judge_pairwise", 12 + (600 if reasons(settings.judge) else 0), judged),
+        ):
+            tokens = used[settings.judge if prompt.startswith("judge") else settings.model]
+            tokens[0] += times * estimate_tokens(stages.render(prompt, values), 1 / 3)
+            tokens[1] += times * answer
     total = len(measured) + sum(1 for _ in pairs)
     scale = total / max(len(measured), 1)
     requests = total * (3 + judged)
@@ -187,22 +182,3 @@ def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -
         seconds = max(seconds, 60 * (prompt_tokens + completion_tokens) / limits.tpm)
     cost = scale * sum(prices.cost(model, *tokens) for model, tokens in used.items())
     return Estimate(total, requests, prompt_tokens, completion_tokens, cost, seconds / 60)
-
-
-def _add_tokens(used: dict[str, list[int]], pair: dict[str, Any], settings: Settings, judged: int) -> None:
-    """Add the tokens of a pair's requests and answers to those of their model."""
-    document, query = pair["passage"], pair["query"]
-    words = " ".join(["word"] * 30)
-    values = start_record(pair) | {"instruction_positive": words, "instruction_negative": words, "query_negative": query}
-    values |= {"hard_negative_document_1": document, "hard_negative_document_2": document}
-    values |= {"type_meaning": words, "form_meaning": words, "low": 0, "high": 0}
-    values |= {"query": query, "instruction": words, "passages": [document] * (3 if judged == 3 else 1)}
-    for prompt, answer, times in (
-        ("instruct", 50, 1),
-        ("poison", 70, 1),
-        ("write", 20 + 2 * text_tokens(document, 1 / 3), 1),
-        ("judge" if judged == 3 else "judge_pairwise", 12 + (600 if reasons(settings.judge) else 0), judged),
-    ):
-        tokens = used[settings.judge if prompt.startswith("judge") else settings.model]
-        tokens[0] += times * estimate_tokens(stages.render(prompt, values), 1 / 3)
-        tokens[1] += times * answer

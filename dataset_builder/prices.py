@@ -1,7 +1,5 @@
 """What requests cost."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

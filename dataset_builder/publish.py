@@ -1,7 +1,5 @@
 """A built corpus to the Hub: Parquet for every configuration, and a dataset card filled from the run's report."""
 
-from __future__ import annotations
-
 import importlib.resources
 import itertools
 import json
@@ -14,8 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
 from dataset_builder.diversity import count_ngrams
 from dataset_builder.inf_ir import InFIR
 from dataset_builder.quality import normalised
-from sentence_transformers_inf.hub.errors import HUB_ERRORS, HubError, claim_repo, hub_problem
-from sentence_transformers_inf.hub.templates import card_template
+from sentence_transformers_inf.hub.errors import claim_repo, hub_errors
 
 _SAMPLE = 10_000
 """So many texts of a column are looked at for the card's measures of diversity."""
@@ -62,7 +59,7 @@ def publish(source: str, repo: str, *, public: bool = False, revision: str | Non
         if not any(len(splits) for splits in built.values()):
             raise ValueError(f"{source}: there are no records to publish")
         url = claim_repo(repo, "dataset", public=public, revision=revision)
-        try:
+        with hub_errors(repo):
             for config, splits in built.items():
                 if splits:
                     name = "default" if config == "mini" else config
@@ -73,19 +70,15 @@ def publish(source: str, repo: str, *, public: bool = False, revision: str | Non
             pushed = hf_hub_download(repo, "README.md", repo_type="dataset", revision=revision)
             card = dataset_card(source, repo, built, DatasetCard.load(pushed).data)
             card.push_to_hub(repo, repo_type="dataset", revision=revision, commit_message="Write the dataset card")
-        except HUB_ERRORS as error:
-            raise HubError(hub_problem(repo, error)) from error
     return url
 
 
 def dataset_card(
     source: str, repo: str, built: dict[str, datasets.DatasetDict], pushed: DatasetCardData | None = None
 ) -> DatasetCard:
-    """The card of a corpus, from ``model_cards/dataset_card.md``.
+    """The card of a corpus, from ``dataset_card.md`` beside this file.
 
     Args:
-        source: ``mini`` or the output folder of ``inf-ir build``.
-        repo: ``user/name``.
         built: The splits by configuration.
         pushed: Metadata that ``push_to_hub`` wrote: configurations and features.
     """
@@ -107,7 +100,7 @@ def dataset_card(
         metadata["license_name"] = "see-the-source-of-the-pairs"
     return DatasetCard.from_template(
         card_data=DatasetCardData(**metadata),
-        template_path=str(card_template("dataset_card.md")),
+        template_path=str(Path(__file__).with_name("dataset_card.md")),
         title=repo.split("/")[-1],
         repo=repo,
         counts={

@@ -1,7 +1,5 @@
 """Free checks: what rejects a tuple before a judge is paid, and what recognises a pair that was there before."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import sqlite3
@@ -38,11 +36,7 @@ _NAMING = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case.
-
-    In scripts that are written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar), each character with its
-    marks is a word of its own.
-    """
+    """The words of a text in lower case; of an unspaced script, each character with its marks is one."""
     pattern = _PLAIN_WORD if text.isascii() else _WORD  # the same for ASCII, and five times as fast
     return pattern.findall(text.lower())
 
@@ -53,11 +47,7 @@ def _lengths(found: list[str]) -> list[int]:
 
 
 def runs(text: str, size: int) -> Iterator[tuple[str, ...]]:
-    """All runs of ``size`` words in a row; :data:`CHARACTERS_PER_WORD` characters of an unspaced script are as long as one.
-
-    Example:
-        ``runs("a b c", 2)`` yields ``("a", "b")`` and ``("b", "c")``.
-    """
+    """All runs of ``size`` words in a row; :data:`CHARACTERS_PER_WORD` characters of an unspaced script are one."""
     found = words(text)
     lengths = _lengths(found)
     end = length = 0

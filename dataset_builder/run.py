@@ -4,31 +4,29 @@ The outcome of a record depends on its pair, the settings and the models' answer
 answers arrive. So a run that was interrupted, and one over many machines, end in the same bytes as one that was not.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
-import functools
 import signal
-import time
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from anyio.from_thread import start_blocking_portal
 from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 from dataset_builder import stages
 from dataset_builder.batches import BatchTransport
 from dataset_builder.chat import Request
 from dataset_builder.errors import BadAnswer, Stop
-from dataset_builder.language_model import LanguageModel, Limits, Usage
+from dataset_builder.language_model import OPENAI_URL, LanguageModel, Limits, LiveTransport, Usage, connect
 from dataset_builder.ledger import Ledger, LedgerError, Outcome, ledger_path
 from dataset_builder.prepare import Settings, read_prepared, start_record
 from dataset_builder.prices import Prices
 from dataset_builder.quality import tuple_problem
-from dataset_builder.transport import OPENAI_URL, LiveTransport, connect
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,15 +37,26 @@ class Progress:
 
     total: int
     """Pairs of this task that are no duplicates."""
-    done: int
     usage: Usage
-    counts: Counter[str] = field(default_factory=Counter)
-    """Records by status."""
-    seconds: float = 0.0
+    counts: Counter[str]
+    """Records that ended, by status."""
 
 
-OnProgress = Callable[[Progress], None]
-_Share = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
+_Result = TypeVar("_Result")
+
+
+def run_sync(function: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+    """Call an asynchronous function and wait for its result.
+
+    Where the thread runs an event loop already, as in a notebook, it runs in another thread; an interrupt cancels it there.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(function())
+    call: Callable[[], Awaitable[_Result]] = function
+    with start_blocking_portal() as portal:
+        return portal.call(call)
 
 
 def asker(model: LanguageModel, writer: str, judge: str, temperature: float, seed: int, effort: str) -> stages.Ask:
@@ -61,12 +70,7 @@ def asker(model: LanguageModel, writer: str, judge: str, temperature: float, see
 
 
 async def build_tuple(pair: dict[str, Any], ask: stages.Ask, settings: Settings) -> tuple[str, str, dict[str, Any]]:
-    """Take one pair, a row of ``pairs.parquet``, through all stages: (``kept`` or ``rejected``, why, the tuple).
-
-    Raises:
-        BadAnswer: The record has failed.
-        Stop: The run cannot go on.
-    """
+    """Take one pair, a row of ``pairs.parquet``, through all stages: (``kept`` or ``rejected``, why, the tuple)."""
     record = await stages.instruct(start_record(pair), ask)
     record = await stages.poison(record, ask)
     record = await stages.write(record, ask)
@@ -89,23 +93,19 @@ async def run(
     retry_failed: bool = False,
     rank: int = 0,
     tasks: int = 1,
-    on_progress: OnProgress = lambda progress: None,
+    show_progress: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> Progress:
     """Take the prepared pairs ``rank``, ``rank + tasks`` ... through the stages; those that ended before are left alone.
 
     Args:
         folder: Of a prepared build.
-        settings: Of the build.
-        limits: What the run may use.
-        prices: What requests cost.
+        settings: What it was prepared with.
         base_url: An OpenAI-compatible server; ``None`` for OpenAI's.
         batch: Go through the Batch API.
         batch_poll: Seconds between two looks at a job.
         retry_failed: Take records that failed before through the stages again.
-        rank: Number of this task.
-        tasks: How many tasks share the build.
-        on_progress: Called twice a second.
+        show_progress: Show a progress bar.
         log: Called with one line about a job of the Batch API.
 
     Returns:
@@ -129,27 +129,25 @@ async def run(
                 if retry_failed:
                     ledger.forget_failures()
                 model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
-                share = functools.partial(_share, folder, rank, tasks)
-                return await _run_share(share, settings, model, ledger, limits.concurrency, on_progress)
+
+                def share() -> Iterator[tuple[int, dict[str, Any]]]:
+                    pairs = read_prepared(folder)
+                    return (item for item in pairs if item[0] % tasks == rank and item[1]["duplicate_of"] is None)
+
+                return await _run_share(share, settings, model, ledger, limits.concurrency, show_progress)
     except Timeout as error:
         raise Stop(f"{folder}: another run is at work in this folder; wait for it or stop it") from error
     except LedgerError as error:
         raise Stop(str(error)) from error
 
 
-def _share(folder: Path, rank: int, tasks: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(position, pair) of a task's share, without duplicates."""
-    for position, pair in read_prepared(folder):
-        if position % tasks == rank and pair["duplicate_of"] is None:
-            yield position, pair
-
-
 async def _run_share(
-    share: _Share, settings: Settings, model: LanguageModel, ledger: Ledger, concurrency: int, on_progress: OnProgress
-) -> Progress:
+    share: Callable[[], Iterator[tuple[int, dict[str, Any]]]], settings: Settings, model: LanguageModel, ledger: Ledger,
+    concurrency: int, show_progress: bool,
+) -> Progress:  # fmt: skip
     ended = ledger.statuses()
-    progress = Progress(sum(1 for _ in share()), len(ended), model.usage, Counter(ended.values()))
-    pairs = ((position, pair) for position, pair in share() if position not in ended)
+    progress = Progress(sum(1 for _ in share()), model.usage, Counter(ended.values()))
+    pairs = (item for item in share() if item[0] not in ended)
     ask = asker(model, settings.model, settings.judge, settings.temperature, settings.seed, settings.effort)
 
     async def work() -> None:
@@ -165,17 +163,21 @@ async def _run_share(
             except (Stop, LedgerError) as error:
                 model.stopped = model.stopped or (error if isinstance(error, Stop) else Stop(str(error)))
                 return
-            progress.done += 1
             progress.counts[status] += 1
+            bar.update()
 
-    started = time.monotonic()
-    with _stop_on_signal(model):
+    on_terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=progress.total, initial=len(ended), unit="record", mininterval=0.5 if on_terminal else 10.0,
+        disable=not show_progress,
+    )  # fmt: skip
+    with _stop_on_signal(model), bar:
         pending = {asyncio.create_task(work()) for _ in range(concurrency)}
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, timeout=0.5)
-                progress.seconds = time.monotonic() - started
-                on_progress(progress)
+                used = {"requests": model.usage.requests, "tokens": model.usage.tokens, "cost": f"${model.usage.cost:.4f}"}
+                bar.set_postfix({**progress.counts, **used}, refresh=on_terminal)
                 for task in done:
                     task.result()
         finally:

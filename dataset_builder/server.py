@@ -1,7 +1,5 @@
 """A language model on this machine: xllamacpp's OpenAI-compatible server on a free port of the loopback address."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator
@@ -13,13 +11,11 @@ CONTEXT_TOKENS = 4096
 
 @contextlib.contextmanager
 def local_server(gguf: str, slots: int = 2) -> Iterator[str]:
-    """Serve a GGUF model while the context lasts.
+    """Serve a GGUF model on ``OMP_NUM_THREADS`` threads (one for each core where that is not set) while the context lasts.
 
     Args:
         gguf: A file, or ``USER/REPO/FILE.gguf`` on the Hub.
         slots: Questions answered at a time.
-
-    The server takes as many threads as the environment variable ``OMP_NUM_THREADS`` says, else one for each core.
 
     Yields:
         The server's base URL; it answers already.

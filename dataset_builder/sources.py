@@ -1,9 +1,6 @@
 """Where query-passage pairs come from: MS MARCO, any Hub dataset, a BEIR folder, or a file. Everything streams."""
 
-from __future__ import annotations
-
 import csv
-import json
 import random
 import sqlite3
 from collections.abc import Iterator
@@ -13,14 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers_inf.records import read_json_lines
+
 MS_MARCO = "microsoft/ms_marco"
 """Hub id of MS MARCO; its configuration ``v2.1`` is read, and of each query the passages with ``is_selected``."""
 
 _FILES = (".jsonl", ".csv", ".parquet")
-
-
-class SourceError(ValueError):
-    """A source of pairs that cannot be read; the message names the source, the row and the column."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +43,8 @@ def read_pairs(
         source: ``microsoft/ms_marco``, the id of a Hub dataset with a query and a passage column, a BEIR folder
             (``queries.jsonl``, ``corpus.jsonl`` and ``qrels.tsv`` or ``qrels/SPLIT.tsv``), or a ``.jsonl``, ``.csv`` or
             ``.parquet`` file of pairs. A column ``id``, if there is one, names the pairs; else their row does.
-        query_column: The column with the query.
-        passage_column: The column with the passage.
-        split: Split of a Hub dataset or of a BEIR folder's qrels.
+        query_column, passage_column: Of a Hub dataset or a file.
+        split: Of a Hub dataset or of a BEIR folder's qrels.
         limit: Read the first so many pairs only.
         sample: Take so many pairs at random from all that were read (reservoir sampling, order of the source kept).
         seed: Of the sample.
@@ -59,12 +53,12 @@ def read_pairs(
         The pairs, in the order of the source.
 
     Raises:
-        SourceError: No such column, or a query or passage that is missing or empty.
+        ValueError: No such column, or a query or passage that is missing or empty.
         FileNotFoundError: No such file, folder or Hub dataset.
     """
     for name, value in (("limit", limit), ("sample", sample)):
         if value is not None and value < 1:
-            raise SourceError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{name} must be at least 1, got {value}")
     pairs = islice(_pairs(source, query_column, passage_column, split), limit)
     return pairs if sample is None else _sampled(pairs, sample, seed)
 
@@ -75,8 +69,8 @@ def _pairs(source: str | Path, query_column: str, passage_column: str, split: st
         return _beir(path, split)
     if path.is_file():
         if path.suffix not in _FILES:
-            raise SourceError(f"{path}: expected {', '.join(_FILES)}, a BEIR folder or a Hub dataset id")
-        rows = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix](path)
+            raise ValueError(f"{path}: expected {', '.join(_FILES)}, a BEIR folder or a Hub dataset id")
+        rows = {".jsonl": read_json_lines, ".csv": read_csv, ".parquet": _parquet_rows}[path.suffix](path)
         return _columns(rows, str(path), query_column, passage_column)
     if path.suffix in _FILES or path.is_absolute() or str(source).count("/") != 1:
         raise FileNotFoundError(f"{source}: no such file or folder")
@@ -102,28 +96,15 @@ def _columns(rows: Iterator[dict[str, Any]], name: str, query_column: str, passa
         for column, option in ((query_column, "--query-column"), (passage_column, "--passage-column")):
             if column not in row:
                 others = ", ".join(map(str, row))
-                raise SourceError(f"{name}, row {number}: there is no column {column!r}; it has {others} (see {option})")
+                raise ValueError(f"{name}, row {number}: there is no column {column!r}; it has {others} (see {option})")
             if not isinstance(row[column], str) or not row[column].strip():
-                raise SourceError(f"{name}, row {number}, column {column!r}: the text is missing or empty")
+                raise ValueError(f"{name}, row {number}, column {column!r}: the text is missing or empty")
         identifier = number if row.get("id") is None else row["id"]
         yield Pair(str(identifier), row[query_column].strip(), row[passage_column].strip())
 
 
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SourceError(f"{path}, row {number}: not valid JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise SourceError(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
-            yield row
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV file with a header."""
     with path.open(encoding="utf-8-sig", newline="") as lines:
         yield from csv.DictReader(lines)
 
@@ -134,7 +115,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
-        raise SourceError(f"{path}: cannot be read as Parquet ({error})") from error
+        raise ValueError(f"{path}: cannot be read as Parquet ({error})") from error
     for batch in file.iter_batches(1000):
         yield from batch.to_pylist()
 
@@ -149,7 +130,7 @@ def _hub_rows(name: str, config: str | None, split: str) -> Iterator[dict[str, A
         line = f"{name}: no such file or folder, and no such dataset on the Hub could be read: {error}"
         raise FileNotFoundError(line) from error
     except ValueError as error:
-        raise SourceError(f"{name}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
     yield from data
 
 
@@ -165,18 +146,18 @@ def _beir(folder: Path, split: str) -> Iterator[Pair]:
     """Pairs of a BEIR folder (Thakur et al. 2021): qrels with a positive score. The corpus is kept on disk."""
     for name in ("queries.jsonl", "corpus.jsonl"):
         if not (folder / name).is_file():
-            raise SourceError(f"{folder}: a BEIR folder has {name}, and this one does not")
+            raise ValueError(f"{folder}: a BEIR folder has {name}, and this one does not")
     places = (folder / "qrels" / f"{split}.tsv", folder / "qrels.tsv", folder / f"qrels.{split}.tsv")
     qrels = next((path for path in places if path.is_file()), None)
     if qrels is None:
-        raise SourceError(f"{folder}: a BEIR folder has qrels/{split}.tsv or qrels.tsv, and this one does not")
+        raise ValueError(f"{folder}: a BEIR folder has qrels/{split}.tsv or qrels.tsv, and this one does not")
     with closing(sqlite3.connect("")) as texts:  # a temporary database on disk: a corpus may be larger than memory
         texts.execute("CREATE TABLE text (kind TEXT, id TEXT, text TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID")
         for kind in ("queries", "corpus"):
             path = folder / f"{kind}.jsonl"
-            for number, row in enumerate(_json_rows(path), start=1):
+            for number, row in enumerate(read_json_lines(path), start=1):
                 if "_id" not in row or not isinstance(row.get("text"), str):
-                    raise SourceError(f"{path}, row {number}: expected the columns '_id' and 'text'")
+                    raise ValueError(f"{path}, row {number}: expected the columns '_id' and 'text'")
                 text = f"{row.get('title') or ''} {row['text']}".strip()
                 texts.execute("INSERT OR REPLACE INTO text VALUES (?, ?, ?)", (kind, str(row["_id"]), text))
         with qrels.open(encoding="utf-8") as lines:
@@ -185,7 +166,7 @@ def _beir(folder: Path, split: str) -> Iterator[Pair]:
                 if len(cells) == 4:  # TREC: query, 0, passage, score
                     cells = [cells[0], cells[2], cells[3]]
                 if len(cells) != 3:
-                    raise SourceError(f"{qrels}, row {number}: expected query id, passage id and score")
+                    raise ValueError(f"{qrels}, row {number}: expected query id, passage id and score")
                 if number == 1 and not cells[2].lstrip("-").isdigit():
                     continue  # the header
                 if int(cells[2]) <= 0:
@@ -194,6 +175,6 @@ def _beir(folder: Path, split: str) -> Iterator[Pair]:
                 for kind, identifier in (("queries", cells[0]), ("corpus", cells[1])):
                     row = texts.execute("SELECT text FROM text WHERE kind = ? AND id = ?", (kind, identifier)).fetchone()
                     if row is None or not row[0]:
-                        raise SourceError(f"{qrels}, row {number}: {kind}.jsonl has no text for {identifier!r}")
+                        raise ValueError(f"{qrels}, row {number}: {kind}.jsonl has no text for {identifier!r}")
                     found.append(row[0])
                 yield Pair(f"{cells[0]}-{cells[1]}", *found)

@@ -5,8 +5,6 @@ The prompts are the files of ``prompts/``: a system text, a line ``---``, a user
 enter them as JSON strings only, so that nothing a passage says can end its quotation.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import hashlib
@@ -21,22 +19,6 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from dataset_builder.quality import passage_words, words
 from sentence_transformers_inf.records import INSTRUCTION_TYPES, PASSAGE_COLUMNS, TRIPLES
-
-TYPE_MEANINGS = {
-    "audience": "for whom the text is written: age, profession, knowledge, situation",
-    "format": "the shape of the text: steps, a list, a table in words, a story, questions and answers",
-    "length": "how long or how detailed the text is",
-    "source": "what kind of source it comes from or rests on: studies, official bodies, first-hand reports, makers",
-    "temporal": "the period it speaks of, or how recent it is",
-    "geographic": "the country, region or place it applies to",
-    "perspective": "the point of view or side that it takes",
-    "exclusion": "what the text must leave out or must not recommend",
-    "specificity": "whether it is general or goes into one particular case or mechanism",
-    "entity": "the person, product, organisation, species or work that it must be about",
-    "numeric": "figures, amounts, limits or units that it must give or keep to",
-    "purpose": "what the reader will use it for",
-}
-"""What each of the 12 instruction types requires, as the prompts say it."""
 
 FORMS = {
     "imperative": "a command to the search engine",
@@ -105,7 +87,7 @@ class Ask(Protocol):
 
 async def instruct(record: dict[str, Any], ask: Ask) -> dict[str, Any]:
     """(q+, d+) -> I+, of the record's type and form."""
-    values = record | {"type_meaning": TYPE_MEANINGS[record["instruction_type"]], "form_meaning": FORMS[record["form"]]}
+    values = record | {"type_meaning": INSTRUCTION_TYPES[record["instruction_type"]], "form_meaning": FORMS[record["form"]]}
     answer = await ask("instruct", Instructed, 300, values)
     return record | {"instruction_positive": answer.instruction}
 
@@ -191,7 +173,7 @@ def draw_type_and_form(identifier: str, seed: int, weights: dict[str, float] | N
             raise ValueError("the weights of the instruction types must not be negative, and one must be positive")
     generator = random.Random(f"{seed}/{identifier}")
     shares = [1.0 if weights is None else weights.get(name, 0.0) for name in INSTRUCTION_TYPES]
-    return generator.choices(INSTRUCTION_TYPES, shares)[0], generator.choice(list(FORMS))
+    return generator.choices(list(INSTRUCTION_TYPES), shares)[0], generator.choice(list(FORMS))
 
 
 def render(prompt: str, values: dict[str, Any]) -> list[dict[str, str]]:

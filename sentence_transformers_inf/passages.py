@@ -1,15 +1,12 @@
 """Passages that are encoded once: the corpus of a training run whose passage side stays as it is."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from numpy.lib.format import open_memmap
@@ -18,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from sentence_transformers_inf.modules.fingerprint import embedding_settings, fingerprint
-from sentence_transformers_inf.records import PASSAGE_COLUMNS
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, read_source, record_splits
 
 _BLOCK = 1024
 """Passages encoded between two notes of how far it is."""
@@ -49,9 +46,7 @@ def encode_passages(
 
     Args:
         model: The model that the passages' index was made with.
-        passages: N texts.
-        batch_size: Texts encoded at a time.
-        show_progress: Show a progress bar.
+        passages: N texts, of which ``batch_size`` are encoded at a time.
     """
     settings = {**embedding_settings(model), "prompts": model.prompts, "max_seq_length": model.max_seq_length}
     digest = hashlib.sha256(f"{fingerprint(model)} {json.dumps(settings, sort_keys=True)}".encode())
@@ -97,20 +92,15 @@ def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDAr
         FileNotFoundError: There is no such file.
         ValueError: The rows are not as many as the passages, a column or a passage is missing, or a value is not finite.
     """
-    path = Path(source)
-    if path.suffix in (".npy", ".parquet") and not path.is_file():
-        raise FileNotFoundError(f"{source}: no such file")
-    if path.suffix == ".npy":
-        vectors = np.load(path, mmap_mode="r")
+    if Path(source).suffix == ".npy":
+        vectors = np.load(source, mmap_mode="r")
         if vectors.ndim != 2 or len(vectors) != len(passages):
             raise ValueError(
                 f"{source}: expected a row for each of the {len(passages)} passages, in the order of `inf-embed passages`, "
                 f"got the shape {vectors.shape}"
             )
     else:
-        kind: dict[str, Any] = {"path": "parquet", "data_files": str(path)} if path.is_file() else {"path": str(source)}
-        splits = load_dataset(**kind)
-        data = splits[next(iter(splits))]
+        data, _ = read_source(source, record_splits(source)[0], ())
         for column in ("text", "embedding"):
             if column not in data.column_names:
                 raise ValueError(f"{source}: the column {column!r} is missing; it has {', '.join(data.column_names)}")

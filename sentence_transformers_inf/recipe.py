@@ -1,6 +1,4 @@
-"""Files of settings: the recipe of a run, beside the model, and YAML."""
-
-from __future__ import annotations
+"""Files beside a model: its own, and the recipe of its run. And settings in YAML."""
 
 import json
 import os
@@ -26,6 +24,12 @@ def write_recipe(folder: str | Path, recipe: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def model_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of the model in a folder, by their names, without those of the run's checkpoints."""
+    paths = folder.rglob(pattern)
+    return [path for path in paths if not path.relative_to(folder).parts[0].startswith("checkpoint-")]
 
 
 class _Loader(yaml.SafeLoader):

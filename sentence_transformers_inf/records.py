@@ -4,8 +4,6 @@ A record is three aligned rows, (q+, I+, d+), (q+, I-, d1) and (q-, I+, d2), eac
 (Zhuang et al. 2025, arXiv:2505.21439, §3). Column names are those of the published dataset, ``InF-IR/InF-IR``.
 """
 
-from __future__ import annotations
-
 import importlib.resources
 import json
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, get_dataset_split_names, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -30,20 +28,21 @@ OPTIONAL_COLUMNS = ("id", "topic", "instruction_type")
 FEATURES = Features({name: Value("string") for name in (*OPTIONAL_COLUMNS, *REQUIRED_COLUMNS)})
 """The ``datasets`` features of a record with all its columns."""
 
-INSTRUCTION_TYPES = (
-    "audience",
-    "format",
-    "length",
-    "source",
-    "temporal",
-    "geographic",
-    "perspective",
-    "exclusion",
-    "specificity",
-    "entity",
-    "numeric",
-    "purpose",
-)
+INSTRUCTION_TYPES = {
+    "audience": "for whom the text is written: age, profession, knowledge, situation",
+    "format": "the shape of the text: steps, a list, a table in words, a story, questions and answers",
+    "length": "how long or how detailed the text is",
+    "source": "what kind of source it comes from or rests on: studies, official bodies, first-hand reports, makers",
+    "temporal": "the period it speaks of, or how recent it is",
+    "geographic": "the country, region or place it applies to",
+    "perspective": "the point of view or side that it takes",
+    "exclusion": "what the text must leave out or must not recommend",
+    "specificity": "whether it is general or goes into one particular case or mechanism",
+    "entity": "the person, product, organisation, species or work that it must be about",
+    "numeric": "figures, amounts, limits or units that it must give or keep to",
+    "purpose": "what the reader will use it for",
+}
+"""The 12 types of instructions, and what each requires, as the builder's prompts say it."""
 
 TRIPLES = (
     ("query_positive", "instruction_positive", "document"),
@@ -58,15 +57,8 @@ TRAINING_COLUMNS = ("instructed_query", "poisoned_instruction", "poisoned_query"
 ROW_COLUMNS = ("instruction", "query", "passage", "negative")
 """The columns of the rows of other corpora; see :mod:`~sentence_transformers_inf.corpora`."""
 
-_PAIR = {"instruction": Value("string"), "query": Value("string")}
-
 _AT = " @ "
 """Between a source and its revision."""
-
-_NOT_FOUND = (
-    "{source}: no such file or folder, and no such dataset could be read from the Hugging Face Hub (pass 'mini' for the "
-    "bundled corpus): {error}"
-)
 
 
 class RecordError(ValueError):
@@ -139,7 +131,12 @@ def record_splits(source: str | Path) -> list[str]:
     try:
         return list(get_dataset_split_names(name))
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(_NOT_FOUND.format(source=source, error=error)) from error
+        raise FileNotFoundError(
+            f"{source}: no such file or folder, and no such dataset could be read from the Hugging Face Hub (pass 'mini' "
+            f"for the bundled corpus): {error}"
+        ) from error
+    except ValueError as error:
+        raise RecordError(f"{source}: {error}") from error
 
 
 def training_dataset(records: Dataset, instructions: bool = True) -> Dataset:
@@ -155,34 +152,20 @@ def training_dataset(records: Dataset, instructions: bool = True) -> Dataset:
         ``hard_negative_document_2``. A batch of B rows is a batch of 3·B aligned triples. Of rows: ``instructed_query``,
         ``document`` and ``hard_negative_document_1``, which is the document itself, and so no negative, where there is none.
     """
-    if set(ROW_COLUMNS) <= set(records.column_names):
-        return _training_rows(records, instructions)
+    of_rows = set(ROW_COLUMNS) <= set(records.column_names)
+    queries = [("query", "instruction")] if of_rows else [(query, instruction) for query, instruction, _ in TRIPLES]
+    pairs, passages = TRAINING_COLUMNS[: len(queries)], PASSAGE_COLUMNS[: 2 if of_rows else 3]
 
-    def view(columns: dict[str, list[str]]) -> dict[str, list[Any]]:
-        instructed = {
-            name: [
-                {"instruction": instruction if instructions else "", "query": query}
-                for instruction, query in zip(columns[instruction_column], columns[query_column])
-            ]
-            for name, (query_column, instruction_column, _) in zip(TRAINING_COLUMNS, TRIPLES)
-        }
-        return {**instructed, **{name: columns[name] for name in PASSAGE_COLUMNS}}
+    def view(row: dict[str, str]) -> dict[str, Any]:
+        instructed = [
+            {"instruction": row[instruction] if instructions else "", "query": row[query]} for query, instruction in queries
+        ]
+        texts = [row["passage"], row["negative"] or row["passage"]] if of_rows else [row[name] for name in passages]
+        return dict(zip((*pairs, *passages), (*instructed, *texts)))
 
-    features = Features(
-        {**{name: _PAIR for name in TRAINING_COLUMNS}, **{name: Value("string") for name in PASSAGE_COLUMNS}}
-    )
-    return records.map(view, batched=True, remove_columns=records.column_names, features=features, desc="Training view")
-
-
-def _training_rows(rows: Dataset, instructions: bool) -> Dataset:
-    document, negative, _ = PASSAGE_COLUMNS
-
-    def view(row: dict[str, str | None]) -> dict[str, Any]:
-        pair = {"instruction": row["instruction"] if instructions else "", "query": row["query"]}
-        return {TRAINING_COLUMNS[0]: pair, document: row["passage"], negative: row["negative"] or row["passage"]}
-
-    features = Features({TRAINING_COLUMNS[0]: _PAIR, document: Value("string"), negative: Value("string")})
-    return rows.map(view, remove_columns=rows.column_names, features=features, desc="Training view")
+    pair = {"instruction": Value("string"), "query": Value("string")}
+    features = Features({**dict.fromkeys(pairs, pair), **dict.fromkeys(passages, Value("string"))})
+    return records.map(view, remove_columns=records.column_names, features=features, desc="Training view")
 
 
 def read_source(
@@ -194,41 +177,25 @@ def read_source(
     """
     name, files = _files_of(source)
     if files is None:
-        try:
-            if stream:
-                chosen = _choose_split(name, get_dataset_split_names(name), split)
-                data = load_dataset(str(source), split=chosen, streaming=True)
-            else:
-                data = load_dataset(str(source), split=split)
-        except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-            raise FileNotFoundError(_NOT_FOUND.format(source=source, error=error)) from error
-        except RecordError:
-            raise
-        except ValueError as error:
-            raise RecordError(f"{source}: {error}") from error
-        if isinstance(data, DatasetDict):
-            data = data[_choose_split(name, list(data), split)]
+        data = load_dataset(name, split=_choose_split(name, record_splits(source), split), streaming=stream)
         return data, name if split is None else f"{name} ({split})"
     paths = files[_choose_split(name, list(files), split)]
-    if paths[0].suffix == ".jsonl":
-        for path in paths:
-            _check_json(path, columns)
     builder = "json" if paths[0].suffix == ".jsonl" else "parquet"
-    try:
-        filled = [str(path) for path in paths if _has_rows(path)]  # datasets fails on a file without rows
+    for path in paths if builder == "json" else ():
+        for number, record in enumerate(read_json_lines(path), start=1):
+            if missing := [column for column in columns if column not in record]:
+                raise RecordError(f"{path}, row {number}: the column {missing[0]!r} is missing")
+    try:  # without files that have no rows: datasets fails on them
+        sizes = [
+            path.stat().st_size if builder == "json" else pyarrow.parquet.read_metadata(path).num_rows for path in paths
+        ]
+        filled = [str(path) for path, size in zip(paths, sizes) if size]
         data = load_dataset(builder, data_files=filled, split="train") if filled else None
     except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
         raise RecordError(f"{paths[0]}: cannot be read as {builder}: {error.__cause__ or error}") from error
     if data is None:
         raise RecordError(f"{paths[0]}: there are no records in it")
     return data, str(paths[0]) if len(paths) == 1 else name
-
-
-def _has_rows(path: Path) -> bool:
-    if path.suffix == ".parquet":
-        return pyarrow.parquet.read_metadata(path).num_rows > 0
-    with path.open("rb") as file:
-        return any(line.strip() for line in file)
 
 
 def columns_of(data: Dataset | IterableDataset) -> set[str]:
@@ -267,19 +234,19 @@ def _choose_split(name: str, splits: list[str], split: str | None) -> str:
     return split
 
 
-def _check_json(path: Path, columns: tuple[str, ...]) -> None:
-    """Name the line where a JSON Lines file breaks; the reader of ``datasets`` names only the file."""
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file; a :class:`RecordError` names the line that is none."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
-                record = json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise RecordError(f"{path}, row {number}: not valid JSON ({error})") from error
-            if not isinstance(record, dict):
-                raise RecordError(f"{path}, row {number}: expected a JSON object, got {type(record).__name__}")
-            for column in columns:
-                if column not in record:
-                    raise RecordError(f"{path}, row {number}: the column {column!r} is missing")
+            if not isinstance(row, dict):
+                raise RecordError(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
+            yield row
 
 
 def checked(data: Dataset, name: str) -> Dataset:
@@ -288,31 +255,26 @@ def checked(data: Dataset, name: str) -> Dataset:
             f"{name}: the column {missing[0]!r} is missing; it has {', '.join(data.column_names) or 'no columns'}"
         )
     data = data.select_columns([column for column in FEATURES if column in data.column_names])
-    for row, column, problem in _problems(data):
-        raise RecordError(f"{name}, row {row}, column {column!r}: {problem}")
+    rows = (row for batch in data.with_format("arrow").iter(1000) for row in batch.to_pylist())
+    for number, record in enumerate(rows, start=1):
+        if problem := _problem(record):
+            raise RecordError(f"{name}, row {number}, column {problem}")
     if not len(data):
         raise RecordError(f"{name}: there are no records in it")
     return data.cast(Features({column: FEATURES[column] for column in data.column_names}))
 
 
-def _problems(data: Dataset) -> Iterator[tuple[int, str, str]]:
-    """(row from 1, column, what is wrong) of every problem, in the order of the rows."""
-    for start in range(0, len(data), 1000):
-        columns = data[start : start + 1000]
-        for offset in range(len(columns["document"])):
-            row = start + offset + 1
-            for column in REQUIRED_COLUMNS:
-                value = columns[column][offset]
-                if value is None:
-                    yield row, column, "the value is null"
-                elif not isinstance(value, str):
-                    yield row, column, f"expected text, got {type(value).__name__}"
-                elif not value.strip():
-                    yield row, column, "the text is empty"
-                else:
-                    continue
-                break
-            else:
-                for positive, negative in (QUERY_COLUMNS, INSTRUCTION_COLUMNS):
-                    if columns[positive][offset].strip() == columns[negative][offset].strip():
-                        yield row, negative, f"the text is the same as in {positive!r}"
+def _problem(record: dict[str, Any]) -> str | None:
+    """The first column of a record that is wrong, and what is."""
+    for column in REQUIRED_COLUMNS:
+        value = record[column]
+        if value is None:
+            return f"{column!r}: the value is null"
+        if not isinstance(value, str):
+            return f"{column!r}: expected text, got {type(value).__name__}"
+        if not value.strip():
+            return f"{column!r}: the text is empty"
+    for positive, negative in (QUERY_COLUMNS, INSTRUCTION_COLUMNS):
+        if record[positive].strip() == record[negative].strip():
+            return f"{negative!r}: the text is the same as in {positive!r}"
+    return None

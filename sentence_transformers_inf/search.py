@@ -1,20 +1,17 @@
 """Search a small corpus in memory, with and without an instruction, and see what the instruction moved."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import load_dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
 
 from sentence_transformers_inf.modules import check_embeddings
-from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records, read_source
 
 TEXT_COLUMNS = ("text", "passage", "document")
 
@@ -56,10 +53,7 @@ def read_passages(source: str | Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
         passages = [line.strip() for line in lines if line.strip()]
     elif path.suffix in (".jsonl", ".parquet"):
-        try:
-            data = load_dataset("json" if path.suffix == ".jsonl" else "parquet", data_files=str(path), split="train")
-        except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
-            raise ValueError(f"{path}: cannot be read: {error.__cause__ or error}") from error
+        data, _ = read_source(path, None, ())
         column = next((name for name in TEXT_COLUMNS if name in data.column_names), None)
         if column is None:
             raise ValueError(f"{path}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(data.column_names)}")
@@ -120,14 +114,8 @@ def read_index(path: str | Path, size: int, dimension: int) -> Any:
 def nearest(
     model: SentenceTransformer, index: Any, queries: NDArray[np.float32], depth: int
 ) -> list[list[tuple[int, float]]]:
-    """The ``depth`` nearest rows of an index to each query (Q×d), the nearest first, each with its score.
-
-    Args:
-        model: Whose similarity counts; a FAISS index has its own.
-        index: From :func:`read_index`.
-        queries: Q×d.
-        depth: How many. An approximate FAISS index may find fewer.
-    """
+    """The ``depth`` nearest rows of an index (from :func:`read_index`) to each query (Q×d), the nearest first, each with its
+    score: the model's similarity, or that of a FAISS index, which may find fewer if it is approximate."""
     if isinstance(index, np.ndarray):
         vectors = torch.from_numpy(np.asarray(index, dtype=np.float32))
         found = semantic_search(

@@ -18,14 +18,14 @@ from unittest import mock
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_builder import cli, transport
-from dataset_builder.event_loop import run_sync
+from dataset_builder import cli, language_model
 from dataset_builder.export import export
 from dataset_builder.judging import judge_with_server
 from dataset_builder.language_model import Limits
 from dataset_builder.ledger import Answer, Ledger, Outcome, repair_ledger
 from dataset_builder.prepare import Settings
 from dataset_builder.prices import Prices
+from dataset_builder.run import run_sync
 from sentence_transformers_inf import load_records
 from tests.llm_server import Server
 
@@ -270,7 +270,7 @@ def test_a_wrong_key_and_an_unknown_model_stop_the_run_at_once(serve, pairs, tmp
 
 def test_a_server_that_is_not_there_stops_the_run(pairs, tmp_path, monkeypatch):
     """Named by the option, or in the environment as for the ``openai`` client."""
-    monkeypatch.setattr(transport, "MAX_RETRIES", 1)
+    monkeypatch.setattr(language_model, "MAX_RETRIES", 1)
     url = "http://127.0.0.1:9/v1"
     for option, variable in ((url, None), (None, url)):
         result = inf_ir(*command(pairs(40), tmp_path / "out", option), server=variable)

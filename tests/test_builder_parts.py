@@ -22,11 +22,11 @@ from dataset_builder import stages
 from dataset_builder.agreement import agreement, read_labels
 from dataset_builder.chat import estimate_tokens, text_tokens
 from dataset_builder.checks import check_records
+from dataset_builder.language_model import LiveTransport, connect
 from dataset_builder.ledger import Ledger
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs, words
-from dataset_builder.sources import SourceError, read_pairs
-from dataset_builder.transport import LiveTransport, connect
+from dataset_builder.sources import read_pairs
 from sentence_transformers_inf import load_records
 from sentence_transformers_inf.records import INSTRUCTION_TYPES
 from tests.test_builder import inf_ir
@@ -144,7 +144,7 @@ def test_a_beir_folder_gives_the_positive_pairs(tmp_path, header):
 )
 def test_a_source_that_breaks_names_its_row_and_column(tmp_path, rows, message):
     path = write_json_lines(tmp_path / "a.jsonl", rows)
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(ValueError, match=message):
         list(read_pairs(path))
 
 

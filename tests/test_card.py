@@ -3,10 +3,7 @@
 import json
 import shutil
 
-import pytest
-
 from sentence_transformers_inf import load_instruction_model
-from sentence_transformers_inf.hub import templates
 from sentence_transformers_inf.hub.card import is_generated, model_card, write_model_card
 from sentence_transformers_inf.modules import adapter_tower, copy_tower, save_adapter, two_towers
 
@@ -81,11 +78,3 @@ def test_an_edited_card_is_told_from_a_generated_one(tiny, tmp_path):
         "",
     ):
         assert not is_generated(edited)
-
-
-@pytest.mark.parametrize("place", ["package/model_cards", "model_cards"], ids=["installed", "checkout"])
-def test_templates_are_found_in_an_installed_package_and_in_a_checkout(place, tmp_path, monkeypatch):
-    (tmp_path / "package").mkdir()
-    (tmp_path / place).mkdir(parents=True)
-    monkeypatch.setattr(templates, "_PACKAGE", tmp_path / "package")
-    assert templates.card_template("model_card.md") == tmp_path / place / "model_card.md"

@@ -126,7 +126,7 @@ def records_of_a_build(folder, numbers):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from dataset_builder.export import KEPT_SCHEMA, UNFILTERED_SCHEMA
+    from dataset_builder.inf_ir import KEPT_FEATURES, UNFILTERED_FEATURES
 
     columns = ("query_positive", "query_negative", "instruction_positive", "instruction_negative")
     passages = ("document", "hard_negative_document_1", "hard_negative_document_2")
@@ -135,11 +135,10 @@ def records_of_a_build(folder, numbers):
         for n in numbers
     ]
     (folder / "unfiltered").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, KEPT_SCHEMA), folder / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, KEPT_FEATURES.arrow_schema), folder / "train.parquet")
     judged = {"form": "keywords", "status": "kept", "reason": "", "judge_answers": list(passages)}
-    pq.write_table(
-        pa.Table.from_pylist([row | judged for row in rows], UNFILTERED_SCHEMA), folder / "unfiltered" / "train.parquet"
-    )
+    complete = pa.Table.from_pylist([row | judged for row in rows], UNFILTERED_FEATURES.arrow_schema)
+    pq.write_table(complete, folder / "unfiltered" / "train.parquet")
     return rows
 
 
@@ -247,8 +246,8 @@ def test_check_prints_errors_and_ends_with_status_1(tmp_path):
 
 def test_publish_refuses_a_corpus_with_errors(connected, tmp_path):
     from dataset_builder import stages
-    from dataset_builder.export import KEPT_SCHEMA
     from dataset_builder.files import write_parquet
+    from dataset_builder.inf_ir import KEPT_FEATURES
 
     build = tmp_path / "out"
     records_of_a_build(build, range(60))
@@ -267,7 +266,7 @@ def test_publish_refuses_a_corpus_with_errors(connected, tmp_path):
 
     path = build / "train.parquet"
     table = pq.read_table(path)
-    write_parquet(path, KEPT_SCHEMA, table.to_pylist() * 2)
+    write_parquet(path, KEPT_FEATURES, table.to_pylist() * 2)
     status, _, err = publish(repo="user/twice", source=build)
     assert status == 2
     assert "60 records with this error: duplicate" in error_line(err)

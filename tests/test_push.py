@@ -108,7 +108,7 @@ def test_a_card_of_an_earlier_template_is_written_anew(connected, pushed, tmp_pa
         "---\n{{ card_data }}\n---\n\n# {{ name }}\n\nThe template of an earlier version.\n", encoding="utf-8"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(card, "card_template", lambda name: template)
+        patch.setattr(card, "TEMPLATE", template)
         card.write_model_card(tmp_path / "model")
     shutil.move(tmp_path / "model", tmp_path / "elsewhere")
     push.push_model(tmp_path / "elsewhere", "user/renewed")

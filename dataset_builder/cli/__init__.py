@@ -1,10 +1,8 @@
 """The command ``inf-ir``: from query-passage pairs to InF-IR. The only place of the builder that parses or prints."""
 
-from __future__ import annotations
-
 import typer
 
-from dataset_builder.cli import analyze, build, judge, publish
+from dataset_builder.cli import build, corpora, judge
 from sentence_transformers_inf.cli.errors import run
 
 app = typer.Typer(
@@ -13,7 +11,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (build.build, build.repair, judge.judge, judge.agreement, analyze.analyze, publish.check, publish.publish):
+for command in (build.build, build.repair, judge.judge, judge.agreement, corpora.analyze, corpora.check, corpora.publish):
     app.command()(command)
 
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
+from tqdm.auto import tqdm
 from typer import Argument, Exit, Option
 
-from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, Concurrency, Effort, console, stderr
+from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, PriceList, console, stderr
 from sentence_transformers_inf.cli.errors import error_line
 
 if TYPE_CHECKING:
     from dataset_builder.errors import Stop
     from dataset_builder.prepare import Estimate, Settings
     from dataset_builder.prices import Prices
-    from dataset_builder.run import OnProgress, Progress
 
 
 def build(
@@ -31,9 +29,7 @@ def build(
     output: Annotated[Path, Option(help="Folder of the build; the same command goes on where it stopped.")],
     model: Annotated[str, Option(help="Writes instructions, twins and passages.")] = "gpt-4o-mini",
     judge: Annotated[str, Option(help="Decides which tuples stand; a reasoning model.")] = "o3-mini",
-    base_url: Annotated[
-        Optional[str], Option(help="An OpenAI-compatible server, as vLLM or Ollama.", envvar="OPENAI_BASE_URL")
-    ] = None,
+    base_url: BaseUrl = None,
     local: Annotated[
         Optional[str], Option(help="Serve this GGUF file (or USER/REPO/FILE.gguf on the Hub) here; it is model and judge.")
     ] = None,
@@ -56,9 +52,7 @@ def build(
     max_cost: Annotated[Optional[float], Option(help="Most dollars for the whole folder.")] = None,
     max_requests: Annotated[Optional[int], Option(help="Most requests of this run.")] = None,
     max_failed: Annotated[float, Option(help="Share of failed records above which the exit status is 1.")] = 0.05,
-    price: Annotated[
-        Optional[list[str]], Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens; may be repeated.")
-    ] = None,
+    price: PriceList = None,
     prices_file: Annotated[Optional[Path], Option("--prices", help="A JSON file of prices.")] = None,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Ask again for records that failed.")] = False,
     batch: Annotated[bool, Option("--batch", help="Use OpenAI's Batch API: half the price, within a day.")] = False,
@@ -112,14 +106,13 @@ def build(
             if executor == "slurm":
                 console.print("The tasks are with Slurm. When they have ended, the same command merges what they made.")
         else:
-            from dataset_builder.event_loop import run_sync
-            from dataset_builder.run import run
+            from dataset_builder.run import run, run_sync
             from dataset_builder.server import local_server
 
-            options: dict[str, Any] = {"batch": batch, "batch_poll": batch_poll, "retry_failed": retry_failed}
-            with contextlib.nullcontext(base_url) if local is None else local_server(local) as url, _progress() as show:
-                options |= {"base_url": url, "on_progress": show, "log": lambda line: stderr.print(line, markup=False)}
-                run_sync(lambda: run(output, settings, limits, prices, **options))
+            with contextlib.nullcontext(base_url) if local is None else local_server(local) as url:
+                here = functools.partial(run, output, settings, limits, prices, base_url=url, retry_failed=retry_failed)
+                log = functools.partial(tqdm.write, file=sys.stderr)
+                run_sync(lambda: here(batch=batch, batch_poll=batch_poll, show_progress=True, log=log))
     except Stop as stop:
         stopped = stop
     _finish(output, settings, prices, tasks, max_failed, started, stopped, executor)
@@ -175,7 +168,10 @@ def _print_estimate(count: int, estimate: Estimate, prices: Prices) -> None:
         ("price", f"${estimate.cost:,.2f} (prices of {prices.as_of})"),
         ("time", f"{estimate.minutes:,.1f} minutes"),
     ]
-    console.print(_grid(cells, "Estimate, as if every record reached the judge"))
+    table = Table(title="Estimate, as if every record reached the judge", title_justify="left", show_header=False)
+    for cell in cells:
+        table.add_row(*cell)
+    console.print(table)
 
 
 def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
@@ -192,48 +188,6 @@ def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
     console.print(table)
     line = f"The tuples are in {output}/train.parquet, the report in {output}/report.md"
     console.print(line, markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[OnProgress]:
-    """A function that shows where the run stands: a live table on a terminal, else a line each ten seconds."""
-    if sys.stderr.isatty():
-        with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
-            yield lambda progress: live.update(_grid(_cells(progress)))
-        return
-    last = time.monotonic()
-
-    def log(progress: Progress) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 10:
-            last = time.monotonic()
-            stderr.print(", ".join(f"{name} {value}" for name, value in _cells(progress)), markup=False)
-
-    yield log
-
-
-def _cells(progress: Progress) -> list[tuple[str, str]]:
-    usage, counts = progress.usage, progress.counts
-    rate = usage.requests / progress.seconds if progress.seconds else 0.0
-    share = progress.done / progress.total if progress.total else 1.0
-    left = f"{progress.seconds * (1 - share) / share / 60:.1f} min" if share and usage.stages.total() else "?"
-    stages = " ".join(f"{stage} {count}" for stage, count in usage.stages.items())
-    return [
-        ("records", f"{progress.done}/{progress.total}"),
-        ("answers", stages or "0"),
-        ("requests/s", f"{rate:.1f}"),
-        ("tokens", f"{usage.tokens:,}"),
-        ("cost", f"${usage.cost:.4f}"),
-        *((name, str(counts[name])) for name in ("kept", "rejected", "failed")),
-        ("left", left),
-    ]
-
-
-def _grid(cells: list[tuple[str, str]], title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    for cell in cells:
-        table.add_row(*cell)
-    return table
 
 
 def repair(output: Annotated[Path, Argument(help="Folder of a build whose ledger is damaged.")]) -> None:

@@ -1,16 +1,12 @@
 """``inf-ir judge`` and ``inf-ir agreement``."""
 
-from __future__ import annotations
-
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
-from rich.progress import Progress
 from rich.table import Table
 from typer import Argument, Option
 
-from dataset_builder.cli.options import Concurrency, Effort, Records, console, stderr
+from dataset_builder.cli.options import BaseUrl, Concurrency, Effort, PriceList, Records, console
 
 
 def judge(
@@ -22,12 +18,12 @@ def judge(
     kind: Annotated[
         str, Option(help="'server', 'cross-encoder', or 'reranker' (a causal model of the FollowIR-7B kind).")
     ] = "server",
-    base_url: Annotated[Optional[str], Option(help="An OpenAI-compatible server.", envvar="OPENAI_BASE_URL")] = None,
+    base_url: BaseUrl = None,
     judge_mode: Annotated[str, Option(help="'choice' or 'pairwise'.")] = "choice",
     effort: Effort = "medium",
     concurrency: Concurrency = 64,
     max_cost: Annotated[Optional[float], Option(help="Most dollars for this file of labels.")] = None,
-    price: Annotated[Optional[list[str]], Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens.")] = None,
+    price: PriceList = None,
 ) -> None:
     """Add a model's judgments of records to a file of labels, for `inf-ir agreement`."""
     from dataset_builder import judging
@@ -44,27 +40,21 @@ def judge(
     if limit is not None:
         records = records.select(range(min(limit, len(records))))
     failed = 0
-    with Progress(console=stderr, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("records", total=len(records))
-
-        def on_progress(done: int) -> None:
-            bar.update(task, completed=done)
-
-        if kind == "server":
-            limits = Limits(concurrency=concurrency, max_cost=max_cost)
-            prices = Prices(overrides=price or ())
-            prices.cost(model, 0, 0)
-            try:
-                failed = judging.judge_with_server(
-                    records, model, labels, base_url=base_url, limits=limits, prices=prices,
-                    pairwise=judge_mode == "pairwise", effort=effort, on_progress=on_progress,
-                )  # fmt: skip
-            except Stop as stop:
-                raise ValueError(str(stop)) from stop
-        elif kind == "cross-encoder":
-            judging.judge_with_cross_encoder(records, model, labels, on_progress)
-        else:
-            judging.judge_with_reranker(records, model, labels, on_progress)
+    if kind == "server":
+        limits = Limits(concurrency=concurrency, max_cost=max_cost)
+        prices = Prices(overrides=price or ())
+        prices.cost(model, 0, 0)
+        try:
+            failed = judging.judge_with_server(
+                records, model, labels, base_url=base_url, limits=limits, prices=prices,
+                pairwise=judge_mode == "pairwise", effort=effort,
+            )  # fmt: skip
+        except Stop as stop:
+            raise ValueError(str(stop)) from stop
+    elif kind == "cross-encoder":
+        judging.judge_with_cross_encoder(records, model, labels)
+    else:
+        judging.judge_with_reranker(records, model, labels)
     console.print(f"{len(records) - failed} of {len(records)} records judged; the labels are in {labels}", markup=False)
 
 

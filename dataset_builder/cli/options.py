@@ -1,8 +1,6 @@
 """What several commands share: their consoles, exit statuses and options."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -15,4 +13,10 @@ FAILED, CANNOT, BUDGET = 1, 2, 3
 
 Records = Annotated[str, typer.Argument(help="InF-IR records: 'mini', a file, a folder, or a Hub dataset id.")]
 Effort = Annotated[str, typer.Option(help="Reasoning effort of a reasoning model.")]
+BaseUrl = Annotated[
+    Optional[str], typer.Option(help="An OpenAI-compatible server, as vLLM or Ollama.", envvar="OPENAI_BASE_URL")
+]
+PriceList = Annotated[
+    Optional[list[str]], typer.Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens; may be repeated.")
+]
 Concurrency = Annotated[int, typer.Option(help="Requests in flight.", min=1)]

@@ -1,10 +1,8 @@
 """The command ``inf-embed``: train, evaluate, search, demo. The only place of the plugin that parses or prints."""
 
-from __future__ import annotations
-
 import typer
 
-from sentence_transformers_inf.cli import ablate, card, demo, evaluate, passages, push, search, train
+from sentence_transformers_inf.cli import demo, evaluate, hub, search, train
 from sentence_transformers_inf.cli.errors import run
 
 app = typer.Typer(
@@ -14,15 +12,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings=train.CONTEXT, add_help_option=False)(train.train)
-for command in (
-    push.push,
-    card.card,
-    evaluate.evaluate,
-    ablate.ablate,
-    search.search,
-    passages.passages,
-    demo.demo,
-):
+for command in (hub.push, hub.card, evaluate.evaluate, train.ablate, search.search, search.passages, demo.demo):
     app.command()(command)
 
 

@@ -1,7 +1,5 @@
 """What a user can mend is one line on stderr; shared with ``inf-ir``."""
 
-from __future__ import annotations
-
 import os
 import sys
 

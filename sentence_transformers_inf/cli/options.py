@@ -1,7 +1,5 @@
 """Options that several commands have."""
 
-from __future__ import annotations
-
 from typing import Annotated, Optional
 
 import typer
@@ -14,4 +12,3 @@ BaseOption = Annotated[
     Optional[str],
     typer.Option(help="Base model: a Hub id or a folder. Default: all-MiniLM-L6-v2, bundled with the demo."),
 ]
-PublicOption = Annotated[bool, typer.Option("--public", help="Make it public; else it is private.")]

@@ -1,14 +1,14 @@
-"""``inf-embed search``."""
+"""``inf-embed search`` and ``inf-embed passages``."""
 
-from __future__ import annotations
-
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.tables import console, hits_table
+from sentence_transformers_inf.cli.options import DataOption
+from sentence_transformers_inf.cli.tables import console, hits_table, print_line
 
 
 def search(
@@ -31,3 +31,17 @@ def search(
     vectors = None if index is None else read_index(index, len(texts), int(loaded.get_embedding_dimension() or 0))
     hits = run(loaded, texts, query, instruction, top, vectors, show_progress=sys.stderr.isatty())
     console.print(hits_table(query, instruction, hits, top))
+
+
+def passages(
+    output: Annotated[Path, typer.Option(help="File for the passages, .jsonl.")],
+    data: DataOption = "mini",
+) -> None:
+    """List the distinct passages of a corpus, for embeddings from elsewhere (train --passage-embeddings)."""
+    from sentence_transformers_inf.passages import distinct_passages
+    from sentence_transformers_inf.records import load_records, record_splits
+
+    texts = distinct_passages([load_records(data, split) for split in record_splits(data)])
+    with output.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    print_line(f"{len(texts)} passages are in {output}; embed them in this order.")

@@ -1,11 +1,16 @@
-"""``inf-embed train``: the arguments are the fields of the training arguments, from a YAML file and the command line."""
+"""``inf-embed train`` and ``inf-embed ablate``.
+
+The arguments of ``train`` are the fields of the training arguments, from a YAML file and the command line.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -58,84 +63,82 @@ def parse(arguments: list[str]) -> tuple[ScriptArguments, InstructionTrainingArg
         ValueError: An argument that there is not, or a value that cannot be; the message names it.
         FileNotFoundError: There is no such configuration.
     """
-    parser = _parser()
-    config, rest = _take_config(arguments)
-    if config is not None:
-        parser.set_defaults(**read_config(config, {entry.name for entry in _fields()}))
+    before = _parser([])
+    before.add_argument("--config", type=Path)
+    given, rest = before.parse_known_args(arguments)
+    parser = _parser(_types())
+    if given.config is not None:
+        config = read_yaml(given.config)
+        names = {entry.name for entry in _fields()}
+        if unknown := sorted(str(name) for name in config if name not in names):
+            raise ValueError(f"{given.config}: there is no argument {unknown[0]!r} (inf-embed train --help-all lists all)")
+        parser.set_defaults(**config)
     script, args, unknown = parser.parse_args_into_dataclasses(rest, look_for_args_file=False, return_remaining_strings=True)
     if unknown:
-        known = [
-            name for entry in _fields() for name in (f"--{entry.name.replace('_', '-')}", *entry.metadata.get("aliases", ()))
-        ]
+        known = [name for entry in _fields() for name in _names(entry)]
         similar = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         parser.error(f"there is no argument {unknown[0]}" + (f"; did you mean {similar[0]}?" if similar else ""))
     return script, args
 
 
-def read_config(path: Path, names: set[str]) -> dict[str, Any]:
-    """The arguments in a YAML file, by name.
+def _types() -> list[Any]:
+    from sentence_transformers_inf.training import InstructionTrainingArguments
+    from sentence_transformers_inf.training.arguments import ScriptArguments
 
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not YAML, or an argument that there is not; the message names it.
-    """
-    config = read_yaml(path)
-    if unknown := sorted(str(name) for name in config if name not in names):
-        raise ValueError(f"{path}: there is no argument {unknown[0]!r} (inf-embed train --help-all lists all)")
-    return config
+    return [ScriptArguments, InstructionTrainingArguments]
 
 
 def _fields() -> list[dataclasses.Field[Any]]:
-    from sentence_transformers_inf.training import InstructionTrainingArguments
-    from sentence_transformers_inf.training.arguments import ScriptArguments
-
-    return [*dataclasses.fields(ScriptArguments), *dataclasses.fields(InstructionTrainingArguments)]
+    return [entry for of_type in _types() for entry in dataclasses.fields(of_type)]
 
 
-def _parser() -> Any:
+def _names(entry: dataclasses.Field[Any]) -> list[str]:
+    return [f"--{entry.name.replace('_', '-')}", *entry.metadata.get("aliases", ())]
+
+
+def _parser(types: list[Any]) -> Any:
     from transformers import HfArgumentParser
-
-    from sentence_transformers_inf.training import InstructionTrainingArguments
-    from sentence_transformers_inf.training.arguments import ScriptArguments
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise ValueError(f"{message} (inf-embed train --help lists the arguments)")
 
-    return Parser(
-        [ScriptArguments, InstructionTrainingArguments], prog="inf-embed train", allow_abbrev=False, add_help=False
-    )
-
-
-def _take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """What ``--config`` names, and the other arguments."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            return Path(argument.partition("=")[2]), arguments[:place] + arguments[place + 1 :]
-        if argument == "--config":
-            if place + 1 == len(arguments):
-                raise ValueError("--config names no file")
-            return Path(arguments[place + 1]), arguments[:place] + arguments[place + 2 :]
-    return None, arguments
+    return Parser(types, prog="inf-embed train", allow_abbrev=False, add_help=False)
 
 
 def _print_help(everything: bool) -> None:
     from rich.table import Table
 
-    from sentence_transformers_inf.training import InstructionTrainingArguments
-    from sentence_transformers_inf.training.arguments import ScriptArguments
-
     if everything:
-        print_line(_parser().format_help())
+        print_line(_parser(_types()).format_help())
         return
     table = Table(title="inf-embed train [--config FILE] [ARGUMENTS]", title_justify="left", show_header=False, box=None)
-    own = [*ScriptArguments.__annotations__, *InstructionTrainingArguments.__annotations__]
+    own = [name for of_type in _types() for name in of_type.__annotations__]
     for entry in (entry for entry in _fields() if entry.name in own):
-        names = [f"--{entry.name.replace('_', '-')}", *entry.metadata.get("aliases", ())]
-        table.add_row(", ".join(reversed(names)), entry.metadata["help"])
+        table.add_row(", ".join(reversed(_names(entry))), entry.metadata["help"])
     console.print(table)
     print_line(
         "\nEvery other argument of Sentence Transformers' and transformers' trainers works as well, for example "
         "--report-to wandb or --push-to-hub --hub-model-id user/name; --help-all lists them. --config reads arguments from "
         "a YAML file, by their names with underscores. After an interruption, the same command goes on where it stopped."
     )
+
+
+def ablate(
+    config: Annotated[Path, typer.Argument(help="A YAML file: data, evaluate, seeds, settings, grid, cells.")],
+    output: Annotated[Path, typer.Option(help="Folder for results and report; the same command goes on where it stopped.")],
+) -> None:
+    """Train and measure every cell of a grid, the baseline without instructions always among them."""
+    import datasets
+    from rich.markdown import Markdown
+
+    from sentence_transformers_inf.training.ablation import read_config, run_ablation
+    from sentence_transformers_inf.training.ablation_report import write_report
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("the charts need matplotlib: pip install 'sentence-transformers-inf[eval]'")
+    datasets.disable_progress_bars()
+    ablation = read_config(config)
+    rows = run_ablation(ablation, output, lambda line: console.print(line, markup=False), show_progress=sys.stderr.isatty())
+    console.print(Markdown(write_report(ablation, rows, output)))
+    print_line(f"The table and the charts are in {output}")

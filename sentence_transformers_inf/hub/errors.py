@@ -1,6 +1,7 @@
 """What the Hub refuses, in one line."""
 
-from __future__ import annotations
+import contextlib
+from collections.abc import Iterator
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -14,36 +15,37 @@ from huggingface_hub.errors import (
 
 from sentence_transformers_inf.compat import HTTPError
 
-HUB_ERRORS = (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
-"""What ``huggingface_hub`` raises where it does not get what it asked for; see :func:`hub_problem`."""
-
 
 class HubError(OSError):
     """The Hub refuses or cannot be reached; the message names the repository and the remedy, and no token."""
 
 
-def hub_problem(repo: str, error: Exception) -> str:
-    """One line about what the Hub said, without a token or the address of a request.
+@contextlib.contextmanager
+def hub_errors(repo: str) -> Iterator[None]:
+    """Raise :class:`HubError` where ``huggingface_hub`` does not get what it asks for of ``user/name``."""
+    try:
+        yield
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise HubError(f"{repo}: {_problem(error)}") from error
 
-    Args:
-        repo: ``user/name``.
-        error: One of :data:`HUB_ERRORS`.
-    """
+
+def _problem(error: Exception) -> str:
+    """What the Hub said, without a token or the address of a request."""
     if isinstance(error, HFValidationError):
-        return f"{repo}: expected user/name"
+        return "expected user/name"
     if isinstance(error, GatedRepoError):
-        return f"{repo}: access to this repository is restricted; ask for it on its page"
+        return "access to this repository is restricted; ask for it on its page"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{repo}: there is no such repository for you; check the name, and log in with `hf auth login`"
+        return "there is no such repository for you; check the name, and log in with `hf auth login`"
     if not isinstance(error, HfHubHTTPError):
-        return f"{repo}: the Hub cannot be reached; run the same command again when it can"
+        return "the Hub cannot be reached; run the same command again when it can"
     status = error.response.status_code
     if status == 401:
-        return f"{repo}: the Hub does not accept the token (status 401); log in with `hf auth login`"
+        return "the Hub does not accept the token (status 401); log in with `hf auth login`"
     if status == 403:
-        return f"{repo}: the token may not write here (status 403); check the name and the token's rights"
+        return "the token may not write here (status 403); check the name and the token's rights"
     message = f" ({error.server_message})" if error.server_message else ""
-    return f"{repo}: the Hub answers with status {status}{message}; run the same command again"
+    return f"the Hub answers with status {status}{message}; run the same command again"
 
 
 def claim_repo(
@@ -67,12 +69,10 @@ def claim_repo(
     if repo.count("/") != 1:
         raise HubError(f"{repo}: expected user/name")
     api = HfApi(token=token)
-    try:
+    with hub_errors(repo):
         url = str(api.create_repo(repo, repo_type=repo_type, private=not public, exist_ok=True))
         if public:
             api.update_repo_settings(repo, repo_type=repo_type, private=False)
         if revision is not None:
             api.create_branch(repo, repo_type=repo_type, branch=revision, exist_ok=True)
-    except HUB_ERRORS as error:
-        raise HubError(hub_problem(repo, error)) from error
     return url

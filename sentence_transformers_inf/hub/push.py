@@ -1,15 +1,13 @@
 """Push a checkpoint and its card to the Hugging Face Hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
 from sentence_transformers_inf.hub.card import RESULTS_FILE, is_generated, model_card
-from sentence_transformers_inf.hub.errors import HUB_ERRORS, HubError, claim_repo, hub_problem
+from sentence_transformers_inf.hub.errors import claim_repo, hub_errors
 from sentence_transformers_inf.modules import load_instruction_model
-from sentence_transformers_inf.recipe import RECIPE_FILE, read_recipe
+from sentence_transformers_inf.recipe import RECIPE_FILE, model_files, read_recipe
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 _NOT_PUSHED = ["eval/*", "runs/*", "checkpoint-*/*", ".cache/*", *_PICKLES]
@@ -46,14 +44,20 @@ def push_model(
         HubError: The Hub refuses.
     """
     folder = Path(folder)
-    _check_pushable(folder)
+    if not (folder / "modules.json").is_file():
+        raise FileNotFoundError(f"{folder}: there is no saved model here")
+    if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
+        raise ValueError(f"{folder}: the training is not finished; give the same train command again")
+    pickled = [path for pattern in _PICKLES for path in model_files(folder, pattern) if path.name != "training_args.bin"]
+    if pickled:
+        raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
     path = folder / "README.md"
     card = path.read_text(encoding="utf-8") if path.exists() else None
     if card is None or is_generated(card):
         card = model_card(folder, repo, load_instruction_model(folder)).content
     url = claim_repo(repo, "model", public=public, revision=revision, token=token)
     api = HfApi(token=token)
-    try:
+    with hub_errors(repo):
         api.upload_folder(
             repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message,
             ignore_patterns=[*_NOT_PUSHED, RECIPE_FILE, RESULTS_FILE, "README.md"],
@@ -62,20 +66,4 @@ def push_model(
             repo_id=repo, path_or_fileobj=card.encode(), path_in_repo="README.md", revision=revision,
             commit_message="Write the model card",
         )  # fmt: skip
-    except HUB_ERRORS as error:
-        raise HubError(hub_problem(repo, error)) from error
     return url
-
-
-def _check_pushable(folder: Path) -> None:
-    if not (folder / "modules.json").is_file():
-        raise FileNotFoundError(f"{folder}: there is no saved model here")
-    if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
-        raise ValueError(f"{folder}: the training is not finished; give the same train command again")
-    if pickled := [path for pattern in _PICKLES for path in folder.rglob(pattern) if not _of_run(path, folder)]:
-        raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
-
-
-def _of_run(path: Path, folder: Path) -> bool:
-    """Whether a file is the host's, of the run, which is not pushed."""
-    return path.relative_to(folder).parts[0].startswith("checkpoint-") or path.name == "training_args.bin"

@@ -7,8 +7,6 @@ A record has k instructed queries, k passages and e further negatives. Its rows 
 records have R = k·B rows, record by record.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Hashable, Sequence

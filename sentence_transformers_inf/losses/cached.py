@@ -1,7 +1,5 @@
 """The objectives with GradCache (Gao et al. 2021, arXiv:2101.06983): large batches, little memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

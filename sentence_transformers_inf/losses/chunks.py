@@ -4,8 +4,6 @@ A text is encoded once, from the tokens of the first column that has it. Texts t
 the longest first, so that the call that needs most memory comes before what the others leave behind.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

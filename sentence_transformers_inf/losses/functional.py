@@ -16,8 +16,6 @@ I     p(instruction given query and passage)      s(f(I', q_r), p_r) for the row
 cross-entropy per term. That makes 3 single objectives and 4 of each way, 11 in all.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

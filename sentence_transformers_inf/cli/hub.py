@@ -1,6 +1,4 @@
-"""``inf-embed card``."""
-
-from __future__ import annotations
+"""``inf-embed card`` and ``inf-embed push``."""
 
 import dataclasses
 import json
@@ -41,3 +39,16 @@ def card(
             raise ValueError(f"{path}: there are no results of {model} here")
         add_results(model, [row for row in rows if "per_type" in row], [row for row in rows if "task" in row])
     print_line(f"The card is {write_model_card(model)}")
+
+
+def push(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    repo: Annotated[str, typer.Option(help="Model on the Hub, as user/name.")],
+    public: Annotated[bool, typer.Option("--public", help="Make it public; else it is private.")] = False,
+    revision: Annotated[Optional[str], typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Push a model and its card to the Hub, private unless --public."""
+    from sentence_transformers_inf.hub.push import push_model
+
+    url = push_model(model, repo, public=public, revision=revision)
+    print_line(f"Pushed: {url}")
