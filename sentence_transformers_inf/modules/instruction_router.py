@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 from torch import Tensor, nn
 
-from sentence_transformers_inf.modules.instruction_transformer import TEXT_KEYS, check_inputs
+from sentence_transformers_inf.modules.instruction_transformer import TEXT_KEYS, check_inputs, excluded_by
 from sentence_transformers_inf.modules.lora import has_lora, merge_lora
 from sentence_transformers_inf.modules.saved_as import saved_as
 
@@ -80,7 +80,8 @@ class InstructionRouter(Router):
         is_query = check_inputs(inputs)
         rows_of: dict[str, list[int]] = {}
         for row, item in enumerate(inputs):
-            if is_query[row] and (self.instructed_route == "query" or (item.get("instruction") or "").strip()):
+            told = is_query[row] and ((item.get("instruction") or "").strip() or excluded_by(item))
+            if told or (is_query[row] and self.instructed_route == "query"):
                 route = self.instructed_route
             else:
                 route = self.route_of("query" if is_query[row] else task)

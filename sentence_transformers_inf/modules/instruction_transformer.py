@@ -17,6 +17,7 @@ from typing import Any
 from sentence_transformers.base.modules import Transformer
 from transformers.utils import logging
 
+from sentence_transformers_inf.modules.exclusions import find_exclusions
 from sentence_transformers_inf.modules.saved_as import saved_as
 from sentence_transformers_inf.modules.tokens import pad, text_lengths, unpad
 
@@ -26,6 +27,9 @@ DEFAULT_TEMPLATE = "{query} {instruction}"
 """The order of the paper (§4) and of MTEB's instruction tasks."""
 
 CONFIG_FILE = "instruction_config.json"
+
+EXCLUSION_WEIGHT = 0.5
+"""How much of the direction of what is excluded is subtracted from a query's, where a model does not say otherwise."""
 
 TEXT_KEYS = ("text", "instruction", "query", "prompt")
 """Features that hold the strings of a batch, for the losses; no encoder gets them."""
@@ -54,6 +58,10 @@ def check_template(template: str) -> str:
 class InstructionTransformer(Transformer):
     """A ``Transformer`` whose inputs may be ``{"instruction": str, "query": str}`` as well as strings.
 
+    What such an input has under ``"exclude"``, a string or several, is subtracted from its embedding (see
+    :mod:`~sentence_transformers_inf.modules.exclusions`). With ``find_exclusions``, inputs without that key are searched for
+    what their instructions exclude; else an input is encoded as the joined string is, wherever the model is loaded.
+
     Args:
         *args: As for Sentence Transformers' ``Transformer``.
         template: How instruction and query become one string; must hold both fields.
@@ -73,6 +81,8 @@ class InstructionTransformer(Transformer):
 
     template: str
     max_query_length: int | None
+    exclusion_weight: float = EXCLUSION_WEIGHT
+    find_exclusions: bool = False
 
     def __init__(
         self, *args: Any, template: str = DEFAULT_TEMPLATE, max_query_length: int | None = None, **kwargs: Any
@@ -111,6 +121,12 @@ class InstructionTransformer(Transformer):
         instructed = check_inputs(inputs)
         if not any(instructed):
             return {**super().preprocess(inputs, prompt=prompt, **kwargs), "text": list(inputs)}
+        excluded = {row: text for row, item in enumerate(inputs) if instructed[row] and (text := self._excluded_by(item))}
+        if excluded:  # further rows, which the last module subtracts
+            further = [{"query": text, "exclude": None} for text in excluded.values()]
+            said = [{**item, "exclude": None} if instructed[row] else item for row, item in enumerate(inputs)]
+            whole = self.preprocess([*said, *further], prompt, **kwargs)
+            return whole | {"exclusions": list(excluded), "exclusion_weight": self.exclusion_weight}
         if all(instructed):
             features = self.preprocess_instructed(inputs, prompt, **kwargs)
             features["instruction"] = [item.get("instruction") or "" for item in inputs]
@@ -124,6 +140,12 @@ class InstructionTransformer(Transformer):
         rows = [next(query_rows if is_instructed else string_rows) for is_instructed in instructed]
         shared = {key: value for key, value in string_features.items() if key in ("modality", "prompt_length")}
         return {**pad(rows, self.tokenizer), **shared}
+
+    def _excluded_by(self, item: Mapping[str, Any]) -> str:
+        """What an input excludes, as one text, in its own words or found in its instruction; an empty one if nothing."""
+        if "exclude" in item or not self.find_exclusions:
+            return excluded_by(item)
+        return "; ".join(find_exclusions(item.get("instruction") or ""))
 
     def preprocess_instructed(
         self, inputs: Sequence[Mapping[str, str | None]], prompt: str | None, **kwargs: Any
@@ -174,7 +196,8 @@ class InstructionTransformer(Transformer):
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """As ``Transformer.save``, and ``instruction_config.json`` with the template and length limit beside it."""
         super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
-        config = {"template": self.template, "max_query_length": self.max_query_length}
+        config: dict[str, Any] = {"template": self.template, "max_query_length": self.max_query_length}
+        config |= {"exclusion_weight": self.exclusion_weight, "find_exclusions": self.find_exclusions}
         Path(output_path, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -197,10 +220,22 @@ def check_inputs(inputs: Sequence[Any]) -> list[bool]:
     return instructed
 
 
+def excluded_by(item: Mapping[str, Any]) -> str:
+    """What an input says that it excludes, as one text; an empty one if nothing."""
+    exclude = item.get("exclude") or []
+    return "; ".join(text.strip() for text in ([exclude] if isinstance(exclude, str) else exclude) if text.strip())
+
+
 def _check_instructed(position: int, item: Mapping[str, Any]) -> None:
-    if unknown := sorted(set(item) - {"instruction", "query"}):
-        raise TypeError(f"input {position} has the unknown key {unknown[0]!r}: expected 'instruction' and 'query'")
+    if unknown := sorted(set(item) - {"instruction", "query", "exclude"}):
+        raise TypeError(
+            f"input {position} has the unknown key {unknown[0]!r}: expected 'query', 'instruction' and perhaps 'exclude'"
+        )
     if not isinstance(item.get("query"), str):
         raise TypeError(f"input {position} has no query: expected {{'instruction': str, 'query': str}}, got {item!r:.200}")
     if not isinstance(item.get("instruction"), (str, type(None))):
         raise TypeError(f"input {position}: the instruction is of type {type(item['instruction']).__name__}, not str")
+    exclude = item.get("exclude")
+    texts = exclude if isinstance(exclude, (list, tuple)) else [exclude]
+    if not all(isinstance(text, str) or (text is None and text is exclude) for text in texts):
+        raise TypeError(f"input {position}: 'exclude' must be a string or a list of strings, got {exclude!r:.200}")

@@ -17,6 +17,7 @@ from torch import nn
 
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE, check_base, detach_adapter, is_adapter
+from sentence_transformers_inf.modules.exclusions import compose_exclusions
 from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 from sentence_transformers_inf.modules.instruction_router import (
     InstructionRouter,
@@ -28,6 +29,7 @@ from sentence_transformers_inf.modules.instruction_router import (
 from sentence_transformers_inf.modules.instruction_transformer import (
     CONFIG_FILE,
     DEFAULT_TEMPLATE,
+    EXCLUSION_WEIGHT,
     InstructionTransformer,
     check_template,
 )
@@ -43,6 +45,7 @@ def load_instruction_model(
     *,
     max_query_length: int | None = None,
     interaction: str | None = None,
+    find_exclusions: bool | None = None,
     base: str | Path | SentenceTransformer | None = None,
     **kwargs: Any,
 ) -> SentenceTransformer:
@@ -60,13 +63,17 @@ def load_instruction_model(
         interaction: How instruction and query meet: ``"concatenation"`` (the template), or the attention ``"paper"`` or
             ``"gated"`` of :class:`~sentence_transformers_inf.modules.InstructionQueryAttention` in the place of the pooling.
             ``None``: as saved with the model, else ``"concatenation"``.
+        find_exclusions: Search the instructions for what they exclude, and subtract it from their queries
+            (:mod:`~sentence_transformers_inf.modules.exclusions`). Such instructions are then encoded otherwise than the
+            joined string is in other programs. ``None``: as saved with the model; adapters do, other models do not.
         base: For an adapter: the base model, where it is not to be found under the name that the adapter states, or is
             loaded already; a loaded one is shared and stays as it is.
         **kwargs: For ``SentenceTransformer``, when ``model`` is an id or a folder (``device``, ``revision``, ...).
 
     Returns:
         A model whose ``encode``, ``encode_query`` and ``encode_document`` take strings and
-        ``{"instruction": ..., "query": ...}`` dictionaries.
+        ``{"instruction": ..., "query": ...}`` dictionaries. These may have ``"exclude"`` too: a string, or several, that
+        passages should not be about.
 
     Raises:
         OSError: No model at that path or id.
@@ -81,7 +88,10 @@ def load_instruction_model(
     check_settings(template, max_query_length, interaction)
     if not isinstance(model, SentenceTransformer):
         model = read_model(str(model), base, **kwargs)
-    take_instructions(encoder_of(model), template, max_query_length, interaction)
+    encoder = encoder_of(model)
+    take_instructions(encoder, template, max_query_length, interaction)
+    if find_exclusions is not None:
+        encoder[0].find_exclusions = find_exclusions  # type: ignore[assignment]
     return model
 
 
@@ -138,6 +148,7 @@ def take_instructions(
         first.unpad_inputs = False if packed else None  # one row holds two texts
     # The same module with further methods: whatever the host keeps in it stays, its weights are not copied.
     first.__class__ = PackedTransformer if packed else InstructionTransformer
+    compose_exclusions(modules)
     first.template = template or first.template
     first.max_query_length = max_query_length or first.max_query_length
 
@@ -244,6 +255,9 @@ def _take_saved(modules: nn.Sequential, name: str, folders: list[str], place: di
         pooling = InstructionQueryAttention.load(name, subfolder=folders[1], **place)
         modules[1] = pooling.to(weight.device, weight.dtype)
     take_instructions(modules, saved["template"], saved["max_query_length"])
+    transformer: Any = modules[0]
+    transformer.exclusion_weight = saved.get("exclusion_weight", EXCLUSION_WEIGHT)
+    transformer.find_exclusions = saved.get("find_exclusions", False)
 
 
 def _complete_backbone(model: SentenceTransformer) -> None:
