@@ -25,7 +25,7 @@ from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import encoders_of, two_towers
 from sentence_transformers_inf.training.arguments import SCHEDULES, has_fast_bfloat16
-from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, fast_on_cpu
+from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, without_padding
 from sentence_transformers_inf.training.encoders import freeze, hidden_dropout
 
 PARTS = ("tokenisation", "encoder forward", "loss", "backward", "optimizer")
@@ -50,8 +50,8 @@ def main() -> None:
     for encoder in encoders_of(model):
         freeze(encoder, 2)
     stack = contextlib.ExitStack()
-    stack.enter_context(hidden_dropout(model, 0.1))
-    chunk = CHUNK_TOKENS if stack.enter_context(fast_on_cpu(model, lower)) else None
+    stack.enter_context(hidden_dropout(model, 0.0))
+    chunk = CHUNK_TOKENS if stack.enter_context(without_padding(model)) else None
     loss = InstructionContrastiveLoss(model, sampled_instructions=sampled, plain_weight=0.75, max_tokens_per_chunk=chunk)
     loss.preprocess = labelled("tokenisation", model.preprocess)
     model.forward = labelled("encoder forward", torch.autocast(device, torch.bfloat16, enabled=lower)(model.forward))

@@ -1,5 +1,6 @@
 """Search a small corpus in memory, with and without an instruction, and see what the instruction moved."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,7 @@ def search(
     top: int = 5,
     index: Any = None,
     show_progress: bool = False,
+    exclude: str | Sequence[str] | None = None,
 ) -> list[Hit]:
     """Rank passages for a query under an instruction.
 
@@ -146,6 +148,8 @@ def search(
         top: How many passages.
         index: The passages' vectors, from :func:`read_index`; ``None``: the model encodes the passages.
         show_progress: Show the encoding.
+        exclude: What the passages should not be about, a string or several; ``None``: what the model finds in the
+            instruction, if it was loaded to do so.
 
     Returns:
         The first ``top`` passages under the instruction and those that it pushed out of the first ``top``, by rank. Ranks
@@ -159,7 +163,8 @@ def search(
         raise ValueError("the query is empty")
     if index is None:
         index = np.asarray(model.encode_document(passages, show_progress_bar=show_progress))
-    pairs = [{"instruction": instruction or "", "query": query}, {"instruction": "", "query": query}]
+    told: dict[str, Any] = {"instruction": instruction or "", "query": query}
+    pairs = [told if exclude is None else told | {"exclude": exclude}, {"instruction": "", "query": query}]
     depth = min(DEPTH, len(passages))
     if isinstance(index, np.ndarray):
         check_embeddings(index, passages, "passages")

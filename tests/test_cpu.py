@@ -1,4 +1,4 @@
-"""Training on a CPU without padding and with cheap dropout: the same values, and nothing is left behind."""
+"""Training on a CPU without padding: the same values, and nothing is left behind."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.compat import attention_of
 from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
 from sentence_transformers_inf.modules import encoders_of, two_towers
-from sentence_transformers_inf.training.cpu import CheapDropout, attend_apart, fast_on_cpu, without_padding
+from sentence_transformers_inf.training.cpu import attend_apart, without_padding
 from sentence_transformers_inf.training.encoders import hidden_dropout
 from tests.test_losses import columns, loss_and_gradients
 
@@ -109,7 +109,7 @@ def test_neither_loss_nor_gradients_change(tiny, few_records, kind, towers):
             encoder.model.embeddings.register_forward_hook(lambda module, args, output: seen.append(len(output)))
             for encoder in encoders_of(model)
         ]
-        with fast_on_cpu(model) as is_unpadded:
+        with without_padding(model) as is_unpadded:
             assert is_unpadded
             seen.clear()
             other_value, other_gradient = loss_and_gradients(loss, model, columns(model, few_records))
@@ -126,8 +126,8 @@ def test_everything_is_put_back_when_training_fails(tiny):
     rates = [module.p for module in dropouts]
 
     def fail():
-        with hidden_dropout(model, 0.3), fast_on_cpu(model, bf16=True):
-            assert {module.rate for module in model.modules() if isinstance(module, CheapDropout)} == {0.3}
+        with hidden_dropout(model, 0.3), without_padding(model):
+            assert {module.p for module in dropouts} == {0.0, 0.3}
             assert attention_of(model[0].model) != "sdpa"
             raise KeyboardInterrupt
 
@@ -138,22 +138,6 @@ def test_everything_is_put_back_when_training_fails(tiny):
     assert attention_of(model[0].model) == "sdpa"
     assert not model[0]._forward_hooks
     assert not model[0]._forward_pre_hooks
-
-
-def test_cheap_dropout_drops_its_share_and_keeps_the_mean():
-    torch.manual_seed(0)
-    mask = (torch.rand(1 << 20) >= 0.25).float() / 0.75
-    dropout = CheapDropout(0.25, mask)
-    hidden_states = torch.ones(8, 100, 384)
-    dropped = dropout(hidden_states)
-    assert (dropped == 0).float().mean() == pytest.approx(0.25, abs=0.01)
-    assert dropped.mean() == pytest.approx(1.0, abs=0.01)
-    assert not torch.equal(dropped, dropout(hidden_states))  # another slice of the mask
-    lower = CheapDropout(0.25, mask.bfloat16())(hidden_states)  # hidden states become what the mask is
-    assert lower.dtype == torch.bfloat16
-    larger = torch.ones(1 << 21)  # than the mask: drawn afresh
-    assert (dropout(larger) == 0).float().mean() == pytest.approx(0.25, abs=0.01)
-    assert torch.equal(dropout.eval()(hidden_states), hidden_states)
 
 
 def test_attention_s_own_dropout_is_off_and_that_of_hidden_states_is_on(tiny):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from sentence_transformers_inf import load_instruction_model
-from sentence_transformers_inf.modules import two_towers
+from sentence_transformers_inf.losses import InstructionContrastiveLoss
+from sentence_transformers_inf.modules import encoder_of, two_towers
 from sentence_transformers_inf.modules.exclusions import find_exclusions
 from tests.test_modules import adapter
+from tests.training import train
 
 ASK = {"query": "how to pay an invoice", "instruction": "Official guidance, but nothing about pricing."}
 FREE = {"query": "how to pay an invoice", "instruction": "Official guidance, with the steps in order."}
@@ -112,6 +114,20 @@ def test_exclusions_are_found_only_where_a_model_is_told_to(tiny, tmp_path):
     assert (loaded[0].find_exclusions, loaded[0].exclusion_weight) == (True, 0.25)
     assert np.allclose(loaded.encode_query(ASK), finding.encode_query(ASK), atol=1e-6)
     assert np.array_equal(load_instruction_model(tmp_path, find_exclusions=False).encode_query(ASK), plain.encode_query(ASK))
+
+
+def test_an_adapter_finds_exclusions_and_is_trained_further_without(tiny, few_records, tmp_path):
+    train(few_records, tiny, tmp_path / "a", update="queries", lora_r=4, save_strategy="no")
+    loaded = load_instruction_model(tmp_path / "a")
+    assert encoder_of(loaded)[0].find_exclusions
+    by_hand = load_instruction_model(tmp_path / "a", find_exclusions=False).encode_query({**ASK, "exclude": "pricing"})
+    assert np.allclose(loaded.encode_query(ASK), by_hand, atol=1e-6)
+    assert np.array_equal(loaded.encode_query(ASK["query"]), load_instruction_model(tiny).encode_query(ASK["query"]))
+    further = train(few_records, tmp_path / "a", tmp_path / "b", save_strategy="no")
+    assert np.allclose(load_instruction_model(tmp_path / "b").encode_query(ASK), further.encode_query(ASK), atol=1e-6)
+    loss = InstructionContrastiveLoss(loaded)
+    with pytest.raises(ValueError, match="loaded with find_exclusions=False"):
+        loss([loaded.preprocess([ASK]), loaded.preprocess(["a passage"])])
 
 
 @pytest.mark.parametrize("exclude", [3, ["pricing", None], {"a": 1}])

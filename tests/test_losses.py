@@ -1,5 +1,6 @@
 """The objectives: equal to the published values, to their definitions, and to each other however they are computed."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
 from sentence_transformers_inf import load_instruction_model, load_records, load_rows, training_dataset
+from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.losses import (
     OBJECTIVES,
     CachedInstructionContrastiveLoss,
@@ -152,6 +154,29 @@ def test_the_plain_term_is_its_definition(model, few_records):
     for terms in options:
         sums = {total + term for total in sums for term in terms}
     assert min(abs(total / len(options) - value) for total in sums) < 1e-4
+
+
+@pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
+def test_the_anchor_term_is_its_definition(model, few_records, kind):
+    """The mean over the bare queries and the first passage of each record; the other passages may move as they like."""
+    model, reference = model.double(), copy.deepcopy(model).double()
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    features = columns(model, few_records)
+    value, gradient = loss_and_gradients(kind(model, plain_weight=0.5), model, features)
+    loss = kind(model, plain_weight=0.5, reference=reference, anchor_weight=2.0)
+    anchored, with_anchor = loss_and_gradients(loss, model, features)
+    names = ("query_positive", "query_negative", "document")
+    texts = list(dict.fromkeys(record[name] for record in few_records for name in names))
+    own, theirs = (each.encode(texts, convert_to_tensor=True) for each in (model, reference))
+    expected = 2.0 * (1 - torch.nn.functional.cosine_similarity(own, theirs, dim=-1)).mean().item()
+    assert expected > 0.01
+    assert anchored - value == pytest.approx(expected, abs=1e-5)
+    assert not torch.allclose(with_anchor, gradient)
+    assert all(weight.grad is None for weight in reference.parameters())
+    with pytest.raises(ValueError, match="anchor_weight must not be"):
+        kind(model, anchor_weight=2.0)
 
 
 def test_every_distinct_text_is_encoded_once(model, few_records):
@@ -321,6 +346,7 @@ def test_chunks_and_caching_change_neither_loss_nor_gradients(model, few_records
     model = model.double()
     features = columns(model, few_records.select([0, 1]))
     options = {"sampled_instructions": 2, "plain_weight": 0.5}
+    options |= {"reference": load_instruction_model(bundled_base()).double(), "anchor_weight": 1.0}
     whole = InstructionContrastiveLoss(model, objective, max_tokens_per_chunk=10**9, **options)
     chunked = InstructionContrastiveLoss(model, objective, max_tokens_per_chunk=200, **options)
     cached = CachedInstructionContrastiveLoss(model, objective, mini_batch_size=5, **options)
@@ -365,8 +391,9 @@ def test_caching_replays_dropout(model, few_records):
 @pytest.mark.parametrize("kind", [InstructionContrastiveLoss, CachedInstructionContrastiveLoss])
 def test_matryoshka_is_the_weighted_sum_over_dimensions(model, few_records, kind):
     features = columns(model, few_records)
-    loss = kind(model, sampled_instructions=2, plain_weight=0.5)
-    plain = InstructionContrastiveLoss(model, sampled_instructions=2, plain_weight=0.5)
+    options = {"sampled_instructions": 2, "plain_weight": 0.5}
+    loss = kind(model, **options)
+    plain = InstructionContrastiveLoss(model, **options)
     expected, expected_gradient = 0.0, 0.0
     for dimension in (384, 64):
 

@@ -146,7 +146,7 @@ def test_it_does_not_become_something_else(checkpoints, mine, tmp_path, first, s
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
-@pytest.mark.parametrize("kind", ["separate", "merged adapter"])
+@pytest.mark.parametrize("kind", ["separate"])
 def test_an_adapter_leaves_a_base_of_two_encoders_as_it_is(checkpoints, mine, tmp_path, kind, lora_r):
     base = load_instruction_model(checkpoints(kind))
     trained = train(mine, checkpoints(kind), tmp_path / "m", update="queries", lora_r=lora_r, **QUICK)

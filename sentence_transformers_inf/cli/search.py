@@ -16,6 +16,9 @@ def search(
     corpus: Annotated[str, typer.Option(help="Passages: a .txt, .jsonl or .parquet file, or 'mini'.")],
     query: Annotated[str, typer.Option(help="What to search for.")],
     instruction: Annotated[Optional[str], typer.Option(help="What the passages should be like.")] = None,
+    exclude: Annotated[
+        Optional[list[str]], typer.Option(help="What the passages should not be about; may be repeated.")
+    ] = None,
     index: Annotated[
         Optional[Path],
         typer.Option(help="The corpus's vectors, from the model or its base: .npy, .npz or a FAISS index."),
@@ -29,7 +32,7 @@ def search(
 
     texts, loaded = read_passages(corpus), load_instruction_model(model)
     vectors = None if index is None else read_index(index, len(texts), int(loaded.get_embedding_dimension() or 0))
-    hits = run(loaded, texts, query, instruction, top, vectors, show_progress=sys.stderr.isatty())
+    hits = run(loaded, texts, query, instruction, top, vectors, show_progress=sys.stderr.isatty(), exclude=exclude)
     console.print(hits_table(query, instruction, hits, top))
 
 

@@ -85,6 +85,7 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
         data=data,
         instruction_template=first.template,
         adapter=adapter,
+        finds_exclusions=getattr(encoder[0], "find_exclusions", False),
         routes=None if adapter or not isinstance(model[0], InstructionRouter) else model[0].instructed_route,
         attention=second.kind if isinstance(second, InstructionQueryAttention) else None,
         max_query_length=first.max_query_length or first.max_seq_length,

@@ -44,6 +44,8 @@ class Plan:
     """R': the text of each row of this process."""
     passage: Tensor
     """R': the text of its passage."""
+    first_passage: Tensor
+    """B: the text of the first passage of each record of this process."""
     negatives: Tensor
     """B·e: the texts of this process's further negatives."""
     new_negatives: Tensor
@@ -161,11 +163,13 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
     answers |= passage_codes[positive, None] == passage_codes
     answers[torch.arange(len(positive)), positive] = False
 
+    passage = offset + torch.tensor([passage_number[passage] for passage in right[own_rows]])
     return Plan(
         pairs=list(dict.fromkeys([*rows[own_rows], *further, *bare])),
         passages=list(passage_number),
         query=torch.tensor([pair_number[pair] for pair in rows[own_rows]]),
-        passage=offset + torch.tensor([passage_number[passage] for passage in right[own_rows]]),
+        passage=passage,
+        first_passage=passage[::k],
         negatives=offset + torch.tensor([passage_number[negative] for negative in own_negatives], dtype=torch.long),
         new_negatives=torch.tensor(new, dtype=torch.long),
         candidates=torch.tensor([[pair_number.get(pair, 0) for pair in of_row] for of_row in filled]),

@@ -58,7 +58,8 @@ class CachedInstructionContrastiveLoss(CachedLossMixin, InstructionContrastiveLo
     ) -> Tensor:
         """The loss from the embeddings of the mini-batches; called by the mixin within :meth:`forward`."""
         step, groups = self._step
-        loss = self._score(self._in_order(torch.cat([rep for group in reps for rep in group]), step, groups), step)
+        embeddings = self._in_order(torch.cat([rep for group in reps for rep in group]), step, groups)
+        loss = self._score(embeddings, step) + self._anchor_loss(embeddings, step, groups)
         if with_backward:
             loss.backward()
             loss = loss.detach()

@@ -4,7 +4,7 @@ A text is encoded once, from the tokens of the first column that has it. Texts t
 the longest first, so that the call that needs most memory comes before what the others leave behind.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,11 @@ class Group:
     def lengths(self) -> list[int]:
         """Tokens of each text."""
         return [len(text["input_ids"]) for text in self.texts]
+
+    def only(self, numbers: Container[int]) -> "Group":
+        """The group without the texts of other numbers."""
+        rows = [row for row, number in enumerate(self.numbers) if number in numbers]
+        return Group(self.shared, [self.numbers[row] for row in rows], [self.texts[row] for row in rows])
 
     def features(self, tokenizer: Any, begin: int = 0, end: int | None = None) -> dict[str, Any]:
         """Some of the texts as one padded batch."""

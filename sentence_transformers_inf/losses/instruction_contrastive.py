@@ -57,6 +57,9 @@ class InstructionContrastiveLoss(nn.Module):
         plain_weight: Weight of an additional P term over the bare queries, which keeps plain retrieval intact: each
             distinct query of a record against the passages of the batch, one of its own passages drawn as the positive
             and the others masked. 0 gives the paper's objective exactly.
+        reference: A model that stays as it is, a copy of the base for example. Bare queries and the first passage of each
+            record are held to its embeddings, so that plain retrieval stays what it was.
+        anchor_weight: Weight of that: of the mean of 1 - cos(text, the reference's) over these texts.
         gather_across_devices: Use the rows of all processes as candidates. The loss of N processes on a split batch then
             averages to that of one process on the whole batch.
         passage_embeddings: N×d, vectors of passages that were made before, by a model that stays as it is: no passage is
@@ -102,6 +105,8 @@ class InstructionContrastiveLoss(nn.Module):
         scale: float = 20.0,
         sampled_instructions: int | None = None,
         plain_weight: float = 0.0,
+        reference: SentenceTransformer | None = None,
+        anchor_weight: float = 0.0,
         gather_across_devices: bool = False,
         passage_embeddings: NDArray[np.float32] | None = None,
         max_tokens_per_chunk: int | None = None,
@@ -113,6 +118,7 @@ class InstructionContrastiveLoss(nn.Module):
             ("scale", scale, scale > 0),
             ("sampled_instructions", sampled_instructions, sampled_instructions is None or sampled_instructions >= 0),
             ("plain_weight", plain_weight, plain_weight >= 0),
+            ("anchor_weight", anchor_weight, anchor_weight >= 0 and (anchor_weight == 0 or reference is not None)),
             ("max_tokens_per_chunk", max_tokens_per_chunk, max_tokens_per_chunk is None or max_tokens_per_chunk > 0),
         ):
             if not valid:
@@ -130,6 +136,8 @@ class InstructionContrastiveLoss(nn.Module):
         self.scale = scale
         self.sampled_instructions = 1 if sampled_instructions is None else sampled_instructions
         self.plain_weight = plain_weight
+        self._reference = (reference,)  # in a tuple, as the encoder: it is not trained
+        self.anchor_weight = anchor_weight
         self.gather_across_devices = gather_across_devices
         self.max_tokens_per_chunk = max_tokens_per_chunk
         self.seed = seed
@@ -143,7 +151,7 @@ class InstructionContrastiveLoss(nn.Module):
         encoded = [self.model(call) for call in calls]
         embeddings = self._in_order(torch.cat([features["sentence_embedding"] for features in encoded]), step, groups)
         candidates = self._candidates_by_attention(encoded, step, groups) if self.all_instructions else None
-        return self._score(embeddings, step, candidates)
+        return self._score(embeddings, step, candidates) + self._anchor_loss(embeddings, step, groups)
 
     def _prepare(self, columns: list[dict[str, Any]], labels: Tensor | None) -> tuple[Plan, list[Group]]:
         """The plan of a batch, and the tokens of the texts that are to be encoded."""
@@ -182,6 +190,10 @@ class InstructionContrastiveLoss(nn.Module):
 
     def _records(self, columns: list[dict[str, Any]], labels: Tensor | None) -> list[Record]:
         """The texts of a batch, record by record."""
+        if any("exclusions" in column for column in columns):
+            raise ValueError(
+                "the texts of a batch exclude something: train a model that was loaded with find_exclusions=False"
+            )
         k = sum("query" in column for column in columns)
         if missing := [position for position, column in enumerate(columns[: max(k, 1)]) if "query" not in column]:
             raise ValueError(
@@ -208,12 +220,13 @@ class InstructionContrastiveLoss(nn.Module):
         return [Record(list(pairs), list(of[:k]), list(of[k:])) for pairs, of in zip(zip(*queries), passages)]
 
     def _draw(self, records: Sequence[Sequence[Pair]], own: range) -> Draws:
+        plain = self.plain_weight > 0 or self.anchor_weight > 0
         if self.all_instructions:
-            draws = draw(records, own, sampled_instructions=None, plain=self.plain_weight > 0, seed=self.seed)
+            draws = draw(records, own, sampled_instructions=None, plain=plain, seed=self.seed)
             pool = list(dict.fromkeys(instruction for record in records for instruction, _ in record))
             return Draws([[(other, query) for other in pool] for record in records for _, query in record], draws.plain)
         sampled = self.sampled_instructions if "I" in self.terms else None
-        return draw(records, own, sampled_instructions=sampled, plain=self.plain_weight > 0, seed=self.seed)
+        return draw(records, own, sampled_instructions=sampled, plain=plain, seed=self.seed)
 
     def _chunk_tokens(self, groups: list[Group]) -> int:
         width = int(self._encoder[0][0].get_embedding_dimension())  # type: ignore[operator]
@@ -268,6 +281,24 @@ class InstructionContrastiveLoss(nn.Module):
             loss = loss + self.plain_weight * self._plain_loss(embeddings[step.plain_query.to(device)], passage, step)
         return loss
 
+    def _anchor_loss(self, embeddings: Tensor, step: Plan, groups: list[Group]) -> Tensor:
+        """What the plan's embeddings (N×d) of bare queries and first passages have moved from the reference's."""
+        (reference,) = self._reference
+        if reference is None or not self.anchor_weight:
+            return embeddings.new_zeros(())
+        numbers = {*step.plain_query.tolist(), *step.first_passage.tolist()}
+        held = [group.only(numbers) for group in groups]
+        limit = self._chunk_tokens(groups)
+        calls = [call for group in held if group.texts for call in chunks(group, self.tokenizer, limit)]
+        with torch.no_grad():
+            reference.to(embeddings.device)
+            expected = torch.cat([reference(call)["sentence_embedding"] for call in calls])
+        moved = embeddings[[number for group in held for number in group.numbers]]
+        dtype = torch.promote_types(moved.dtype, torch.float32)
+        moved, expected = moved.to(dtype), expected.to(dtype)
+        expected = expected[:, : moved.shape[1]]  # of fewer dimensions within Matryoshka
+        return self.anchor_weight * (1 - F.cosine_similarity(moved, expected, dim=-1)).mean()
+
     def _plain_loss(self, query: Tensor, passage: Tensor, step: Plan) -> Tensor:
         """The P term over bare queries (Q×d): the drawn passage against all (P×d) that no row gives for the same query."""
         with torch.autocast(query.device.type, enabled=False):
@@ -278,7 +309,15 @@ class InstructionContrastiveLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments of this loss, for the model card."""
-        names = ("objective", "scale", "sampled_instructions", "plain_weight", "gather_across_devices", "seed")
+        names = (
+            "objective",
+            "scale",
+            "sampled_instructions",
+            "plain_weight",
+            "anchor_weight",
+            "gather_across_devices",
+            "seed",
+        )
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -29,7 +29,10 @@ ADAPTER_LORA_R = 32
 """Rank of an adapter's LoRA by default."""
 
 SCHEDULES = {
-    "both": {"num_train_epochs": 1.6, "learning_rate": 2.5e-4, "per_device_train_batch_size": 16},
+    "both": {
+        **{"num_train_epochs": 1.0, "learning_rate": 3e-4, "per_device_train_batch_size": 8},
+        "sampled_instructions": 0,
+    },
     "queries": {"num_train_epochs": 4.0, "learning_rate": 3e-4, "per_device_train_batch_size": 16},
     "lora": {"num_train_epochs": 4.0, "learning_rate": 2e-3, "per_device_train_batch_size": 16},
 }
@@ -134,11 +137,16 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     plain_weight: Optional[float] = _option(
         None, "Weight of the bare queries, which keeps plain retrieval. Default: 0.75, for an adapter 0."
     )
+    anchor_weight: Optional[float] = _option(
+        None,
+        "Weight that holds bare queries and passages to the embeddings that the base gives them. Default: 2; 0 with "
+        "update queries. Takes the memory of another base.",
+    )
     mini_batch_size: Optional[int] = _option(None, "Texts encoded at a time by GradCache, for batches larger than memory.")
     max_tokens_per_chunk: Optional[int] = _option(None, "Tokens encoded at a time. Default: by the device.")
 
     # The run
-    dropout: Optional[float] = _option(None, "Dropout of hidden states. Default: 0.1 where the encoder has dropout.")
+    dropout: float = _option(0.0, "Dropout of hidden states.")
     evaluations: int = _option(4, "Evaluations and checkpoints, evenly over the run.")
     overwrite: bool = _option(False, "Start anew in a folder that holds another or a finished run.")
 
@@ -201,9 +209,11 @@ def _check(args: InstructionTrainingArguments) -> None:
     for name in (*numbers, "scale"):
         if (value := getattr(args, name)) is not None and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
-    for name in ("frozen_layers", "lora_r", "sampled_instructions", "plain_weight", "warmup_steps"):
+    for name in ("frozen_layers", "lora_r", "sampled_instructions", "plain_weight", "anchor_weight", "warmup_steps"):
         if (value := getattr(args, name)) is not None and value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
+    if args.update == "queries" and args.anchor_weight:
+        raise ValueError("with update='queries' bare queries have no embeddings to be held to: leave anchor_weight out")
     if args.lora_r and args.frozen_layers:
         raise ValueError("a LoRA keeps all layers as they are: leave frozen_layers out")
     if args.hub_token and args.hub_strategy != "end":
@@ -211,7 +221,7 @@ def _check(args: InstructionTrainingArguments) -> None:
             f"hub_strategy={args.hub_strategy!r} lets the host upload its arguments, hub_token among them: log in with "
             "`hf auth login`, or set HF_TOKEN, and leave hub_token out"
         )
-    if args.dropout is not None and not 0 <= args.dropout < 1:
+    if not 0 <= args.dropout < 1:
         raise ValueError(f"dropout must be at least 0 and less than 1, got {args.dropout}")
 
 
@@ -238,14 +248,13 @@ def resolve(args: InstructionTrainingArguments, model: SentenceTransformer) -> I
     if args.update == "both":
         args.encoders = _encoders(args, model)
     for name, value in SCHEDULES["lora" if args.lora_r else args.update].items():
-        if getattr(args, name) is None:
+        if getattr(args, name) is None and not (name == "sampled_instructions" and _attends(args, model)):
             setattr(args, name, value)
     args.plain_weight = (0.0 if is_adapting else 0.75) if args.plain_weight is None else args.plain_weight
+    args.anchor_weight = (2.0 if args.update == "both" else 0.0) if args.anchor_weight is None else args.anchor_weight
     args.frozen_layers = (0 if args.lora_r else 2) if args.frozen_layers is None else args.frozen_layers
-    has_dropout = any(isinstance(module, torch.nn.Dropout) for module in model.modules())
-    if args.dropout and not has_dropout:
+    if args.dropout and not any(isinstance(module, torch.nn.Dropout) for module in model.modules()):
         raise ValueError(f"the encoder has no dropout layers, dropout={args.dropout} would do nothing: leave dropout out")
-    args.dropout = (0.1 if has_dropout else 0.0) if args.dropout is None else args.dropout
     if args.prompts is None:
         args.prompts = _prompts(model)
     return args
@@ -266,15 +275,19 @@ def _lora_r(args: InstructionTrainingArguments, model: SentenceTransformer, is_a
 def _encoders(args: InstructionTrainingArguments, model: SentenceTransformer) -> str:
     """Which encoders a model of its kind gets, or has."""
     if is_single(model):
-        encoder = encoder_of(model)
-        attends = len(encoder) > 1 and isinstance(encoder[1], InstructionQueryAttention)
-        attends = attends if args.interaction is None else args.interaction in KINDS
-        return args.encoders or ("shared" if args.lora_r or attends else "separate")
+        return args.encoders or ("shared" if args.lora_r or _attends(args, model) else "separate")
     if args.encoders == "shared":
         raise ValueError("the model has encoders='separate' already: leave encoders out")
     if args.lora_r:
         raise ValueError("a LoRA is added to a model with one encoder, or with update='queries'")
     return "separate"
+
+
+def _attends(args: InstructionTrainingArguments, model: SentenceTransformer) -> bool:
+    """Whether instruction and query meet in attention."""
+    encoder = encoder_of(model)
+    has = len(encoder) > 1 and isinstance(encoder[1], InstructionQueryAttention)
+    return has if args.interaction is None else args.interaction in KINDS
 
 
 def evaluate_with_checkpoints(args: InstructionTrainingArguments, metric: str | None) -> bool:

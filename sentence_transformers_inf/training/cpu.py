@@ -1,7 +1,7 @@
-"""Training on a CPU in about half of the time: cheap dropout, and texts without padding.
+"""Training on a CPU in two thirds of the time: texts without padding.
 
-Both change a model while it is trained, by public hooks, and put everything back. Loss and gradients stay the same, but for
-dropout's masks. ``benchmarks/train_step.py`` measures each by itself.
+It changes a model while it is trained, by public hooks, and puts everything back. Loss and gradients stay the same.
+``benchmarks/train_step.py`` measures it.
 """
 
 from __future__ import annotations
@@ -26,65 +26,18 @@ CHUNK_TOKENS = 16_384
 """Tokens that texts without padding are encoded at a time: all of a step."""
 
 _ATTENTION = "each_text_to_itself"
-_MASK_LENGTH = 1 << 24
 
 
 @contextlib.contextmanager
-def fast_on_cpu(model: SentenceTransformer, bf16: bool = False, seed: int = 0) -> Iterator[bool]:
-    """Train a model in this context; on other devices nothing changes. Yields whether texts go without padding."""
-    if model.device.type != "cpu":
-        yield False
-        return
-    with cheap_dropout(model, torch.bfloat16 if bf16 else torch.float32, seed), without_padding(model) as unpadded:
-        yield unpadded == encoders_of(model)
+def without_padding(model: SentenceTransformer) -> Iterator[bool]:
+    """Let the texts of a call go through the encoders as one row of tokens, as with flash attention.
 
-
-class CheapDropout(nn.Module):
-    """Dropout whose masks are slices, at random offsets, of a long mask of 0 or 1 / (1 - rate): drawing a fresh one costs a
-    CPU as much as the layer. Hidden states get the mask's precision."""
-
-    p = 0.0  # encoders that read the rate of attention's dropout find none
-
-    def __init__(self, rate: float, mask: Tensor) -> None:
-        super().__init__()
-        self.rate = rate
-        self.mask = mask
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Drop hidden states (any shape) while training."""
-        if not self.training:
-            return hidden_states
-        if (size := hidden_states.numel()) >= len(self.mask):
-            return F.dropout(hidden_states, self.rate)
-        start = int(torch.randint(len(self.mask) - size, (1,)))
-        return hidden_states.to(self.mask.dtype) * self.mask[start : start + size].view_as(hidden_states)
-
-
-@contextlib.contextmanager
-def cheap_dropout(model: SentenceTransformer, dtype: torch.dtype, seed: int) -> Iterator[None]:
-    """:class:`CheapDropout` in the place of every dropout layer whose rate is not 0, with masks in ``dtype``."""
-    generator, masks = torch.Generator().manual_seed(seed), {}
-    layers = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
-    replaced = [(parent, name, child) for parent, name, child in layers if isinstance(child, nn.Dropout) and child.p]
-    for parent, name, layer in replaced:
-        if layer.p not in masks:
-            masks[layer.p] = (torch.rand(_MASK_LENGTH, generator=generator) >= layer.p).to(dtype) / (1 - layer.p)
-        setattr(parent, name, CheapDropout(layer.p, masks[layer.p]).train(layer.training))
-    try:
-        yield
-    finally:
-        for parent, name, layer in replaced:
-            setattr(parent, name, layer.train(parent.training))
-
-
-@contextlib.contextmanager
-def without_padding(model: SentenceTransformer) -> Iterator[list[Transformer]]:
-    """Let the texts of a call go through an encoder as one row of tokens, as with flash attention; yields which do.
-
-    Attention alone takes texts apart. Where a trial with short texts shows that more changes, the encoder stays as it is.
+    Attention alone takes texts apart. Where a trial with short texts shows that more changes, an encoder stays as it is; on
+    other devices all do. Yields whether all encoders go without padding.
     """
     with contextlib.ExitStack() as undo:
-        yield [transformer for transformer in encoders_of(model) if _unpad(transformer, undo)]
+        on_cpu = model.device.type == "cpu"
+        yield all([on_cpu and _unpad(transformer, undo) for transformer in encoders_of(model)])
 
 
 def _unpad(transformer: Transformer, undo: contextlib.ExitStack) -> bool:

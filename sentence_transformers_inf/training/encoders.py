@@ -53,6 +53,7 @@ def build_model(
             model.append(Dense(size, passage_dimension, activation_function=nn.Identity()).to(model.device))
     elif is_single(model) and args.encoders == "separate":
         model = two_towers(model)
+    encoder_of(model)[0].find_exclusions = False  # type: ignore[assignment]  # in training a row is a text
     model.requires_grad_(not adapts)
     encoder_of(model).requires_grad_(True)
     transformers: list[Any] = [encoder_of(model)[0]] if adapts else encoders_of(model)

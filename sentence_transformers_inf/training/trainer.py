@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator, measure
-from sentence_transformers_inf.losses import CachedInstructionContrastiveLoss, InstructionContrastiveLoss
+from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import detach_adapter, encoder_of, encoders_of, is_adapter, merge_lora, save_adapter
 from sentence_transformers_inf.modules.loading import read_model
 from sentence_transformers_inf.modules.lora import lora_base, name_base
@@ -38,8 +38,9 @@ from sentence_transformers_inf.records import (
     training_dataset,
 )
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, evaluate_with_checkpoints, resolve
-from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, fast_on_cpu
+from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, without_padding
 from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout, loras_apart
+from sentence_transformers_inf.training.loss import make_loss, reference_of
 from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder, copy_of_weights
 
 logger = logging.get_logger(__name__)
@@ -112,6 +113,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         view = self._records if is_view else training_dataset(self._records, args.instructions)
         passages, vectors = self._passages(model, args, view)
         given = args.passage_embeddings is not None
+        self._reference = reference_of(model, args)
         self._lora_base = lora_base(encoder_of(model)[0])  # type: ignore[arg-type]
         model = build_model(model, args, vectors.shape[1] if vectors is not None and given else None)
         model.model_card_data.generate_widget_examples = False
@@ -138,7 +140,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
             model=model,
             args=args,
             train_dataset=view,
-            loss=_loss(model, args, vectors) if loss is None else loss,
+            loss=make_loss(model, args, vectors, self._reference) if loss is None else loss,
             evaluator=evaluator,
             **kwargs,
         )
@@ -173,8 +175,10 @@ class InstructionTrainer(SentenceTransformerTrainer):
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             stack.enter_context(loras_apart(self.model))
-            stack.enter_context(hidden_dropout(self.model, float(self.args.dropout or 0)))
-            is_unpadded = stack.enter_context(fast_on_cpu(self.model, bool(self.args.bf16), self.args.seed))
+            stack.enter_context(hidden_dropout(self.model, self.args.dropout))
+            is_unpadded = stack.enter_context(without_padding(self.model))
+            if self._reference is not None:
+                stack.enter_context(without_padding(self._reference))
             if is_unpadded and self.args.max_tokens_per_chunk is None and isinstance(self.loss, InstructionContrastiveLoss):
                 self.loss.max_tokens_per_chunk = CHUNK_TOKENS
             output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -185,6 +189,8 @@ class InstructionTrainer(SentenceTransformerTrainer):
                 transformer.model.gradient_checkpointing_disable()
         self.choose_weights()
         self.model.requires_grad_(True)
+        if is_adapter(self.model):  # which other programs cannot attach: nothing has to equal a joined string there
+            encoder_of(self.model)[0].find_exclusions = True  # type: ignore[assignment]
         if not resume_from_checkpoint:  # else these are only the minutes since the interruption
             minutes = round((time.monotonic() - started) / 60, 1)
             self._recipe |= {"minutes": minutes, "hardware": hardware(self.model.device)}
@@ -307,24 +313,6 @@ class InstructionTrainer(SentenceTransformerTrainer):
             return passages, read_passage_embeddings(args.passage_embeddings, passages)
         base = detach_adapter(model) if is_adapter(model) else model
         return passages, encode_passages(base, passages, show_progress=not args.disable_tqdm)
-
-
-def _loss(
-    model: SentenceTransformer, args: InstructionTrainingArguments, vectors: NDArray[np.float32] | None
-) -> InstructionContrastiveLoss:
-    options: dict[str, Any] = {
-        "objective": args.objective,
-        "scale": args.scale,
-        "sampled_instructions": args.sampled_instructions,
-        "plain_weight": args.plain_weight,
-        "gather_across_devices": args.world_size > 1,
-        "passage_embeddings": vectors,
-        "max_tokens_per_chunk": args.max_tokens_per_chunk,
-        "seed": args.seed,
-    }
-    if args.mini_batch_size is None:
-        return InstructionContrastiveLoss(model, **options)
-    return CachedInstructionContrastiveLoss(model, mini_batch_size=args.mini_batch_size, **options)
 
 
 def _check_train(data: Dataset | None) -> Dataset:
