@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all test-slow test-lowest lint bench docs clean
+.PHONY: demo adapter test test-all test-slow test-lowest lint bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/inf-embed demo
@@ -30,6 +30,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+adapter: $(VENV)/.dev  # what load_instruction_model() loads: trained, measured on the test split, with its card
+	$(BIN)/inf-embed train --update queries --output build/all-MiniLM-L6-v2-inf --seed 1
+	$(BIN)/inf-embed evaluate build/all-MiniLM-L6-v2-inf --json build/scores.json
+	$(BIN)/inf-embed card build/all-MiniLM-L6-v2-inf --results build/scores.json
+	rm -rf sentence_transformers_inf/adapter build/all-MiniLM-L6-v2-inf/eval
+	cp -r build/all-MiniLM-L6-v2-inf sentence_transformers_inf/adapter
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/train_step.py

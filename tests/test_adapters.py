@@ -138,7 +138,7 @@ def test_only_a_lora_leaves_the_weights_to_the_base(adapted):
     assert (size < 1) == (form == "lora")
 
 
-def test_saved_by_the_host_it_is_a_model_of_two_encoders(adapted, tmp_path):
+def test_saved_by_the_host_it_is_an_adapter_with_its_base(adapted, plain, tmp_path):
     _, folder, _ = adapted
     loaded = load_instruction_model(folder)
     expected = loaded.encode([TOLD, {"query": "sky"}, "a passage"])
@@ -147,8 +147,9 @@ def test_saved_by_the_host_it_is_a_model_of_two_encoders(adapted, tmp_path):
     once = load_instruction_model(tmp_path / "a")
     once.save_pretrained(str(tmp_path / "b"))
     for model in (once, load_instruction_model(tmp_path / "b")):
-        assert not is_adapter(model)
+        assert is_adapter(model)
         assert np.allclose(model.encode([TOLD, {"query": "sky"}, "a passage"]), expected, atol=1e-6)
+        assert np.array_equal(detach_adapter(model).encode(["a passage"]), plain.encode(["a passage"]))
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
@@ -160,6 +161,7 @@ def test_the_best_checkpoint_is_loaded_into_an_adapter(corpus, tiny, tmp_path, c
     assert "Could not load the best model" not in caplog.text
     scores = [entry["eval_validation_p_mrr"] for entry in running.state.log_history if "eval_validation_p_mrr" in entry]
     assert len(scores) == 2
+    encoder_of(running.model)[0].find_exclusions = False  # as in training
     score = measure(running.model, load_records(corpus, "validation")).means()["p_mrr"]
     assert any(score == pytest.approx(each, abs=1e-4) for each in scores)
 
@@ -310,7 +312,7 @@ def test_a_base_of_other_settings_is_refused_even_where_they_do_nothing(model, t
 def test_its_base_is_accepted_in_half_precision_and_works(adapted, dtype, plain):
     form, folder, trained = adapted
     loaded = load_instruction_model(folder, model_kwargs={"dtype": dtype})
-    assert is_adapter(loaded) == (form != "merged")
+    assert is_adapter(loaded)
     assert {weight.dtype for weight in loaded.parameters()} == {getattr(torch, dtype)}
     embeddings = loaded.encode([TOLD, "a passage"]).astype(np.float32)
     assert np.allclose(embeddings, trained.encode([TOLD, "a passage"]), atol=0.02)
@@ -509,7 +511,7 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path):
         ({"update": "passages"}, "unknown update 'passages'"),
         ({"update": "queries", "encoders": "separate"}, "leave encoders out"),
         ({"update": "queries", "instructions": False}, "an adapter encodes instructed queries alone"),
-        ({"encoders": "two"}, "there are shared, instructed, separate"),
+        ({"encoders": "two"}, "there are shared, separate"),
         ({"passage_embeddings": "v.npy"}, "use them with update='queries'"),
         ({"lora_r": -1}, "lora_r must not be negative"),
         ({"lora_r": 4, "frozen_layers": 1}, "leave frozen_layers out"),

@@ -56,7 +56,7 @@ def test_only_an_adapter_promises_the_base_model_s_embeddings(tiny, tmp_path):
     for recipe in (None, RECIPE):
         save_towers(tiny, tmp_path / str(recipe is None), recipe)
         text = model_card(tmp_path / str(recipe is None)).text
-        assert "Instructed queries have an encoder of their own" in text
+        assert "Queries and passages have an encoder each" in text
         assert "bit for bit" not in text
     base = load_instruction_model(tiny)
     save_adapter(adapter_tower(base, copy_tower(base, share=False)), tmp_path / "adapter", tiny)

@@ -60,7 +60,7 @@ def test_torchrun_trains_as_one_process_does(tiny, few_records, tmp_path, settin
         command = [*launcher, *arguments, str(tmp_path / name), str(batch_size)]
         subprocess.run(command, check=True, timeout=300, env=environment)
     before = load_file(Path(tiny) / "model.safetensors")
-    for encoder in ("instructed_0_Transformer", "base_0_Transformer"):
+    for encoder in ("query_0_Transformer", "document_0_Transformer"):
         one, two = (load_file(tmp_path / name / encoder / "model.safetensors") for name in ("one", "two"))
         assert one.keys() == two.keys()
         for name in one:

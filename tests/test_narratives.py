@@ -13,6 +13,7 @@ from sentence_transformers_inf.evaluation.mteb import narrative_task, read_resul
 from sentence_transformers_inf.evaluation.narratives import BUNDLED_TOPICS, NarrativeError, read_topics
 from sentence_transformers_inf.hub.card import model_card
 from tests.commands import call, error_line
+from tests.test_modules import made
 
 LINES = BUNDLED_TOPICS.read_text(encoding="utf-8").splitlines()
 MEASURES = ("p-MRR", "ndcg_at_10_og", "ndcg_at_10_changed", "pairwise_gain")
@@ -42,16 +43,21 @@ def test_the_figures_of_all_minilm_l6_v2(base, tmp_path):
     assert [round(100 * filed[f"pair_share_{kind}"], 1) for kind in ("og", "changed")] == [47.2, 48.3]
 
 
-def test_mteb_s_own_encoder_scores_the_same(base, few, tmp_path):
-    """The default template joins query and instruction as MTEB does, so both encode equal strings."""
-    ours = run_benchmark([base], "narratives", tmp_path / "ours", data=few)
+@pytest.mark.parametrize("encoders", [1, 2])
+def test_mteb_s_own_encoder_scores_the_same(encoders, base, tiny, few, tmp_path):
+    """The default template joins query and instruction as MTEB does, so both encode equal strings, by the same encoder."""
+    path = base
+    if encoders == 2:
+        path = str(tmp_path / "model")
+        made("separate", tiny).save_pretrained(path, create_model_card=False)
+    ours = run_benchmark([path], "narratives", tmp_path / "ours", data=few)
     cache = ResultCache(tmp_path / "theirs")
-    result = mteb.evaluate(SentenceTransformer(base), narrative_task(few), cache=cache, co2_tracker=False)
+    result = mteb.evaluate(SentenceTransformer(path), narrative_task(few), cache=cache, co2_tracker=False)
     theirs = result.task_results[0]
     for score in ours:
         expected = theirs.get_score(getter=lambda scores, metric=score.metric: scores[metric])
-        assert score.score == pytest.approx(100 * expected, abs=1e-3), score.metric
-    assert ours[0].score == pytest.approx(100 * theirs.get_score(), abs=1e-3)
+        assert score.score == pytest.approx(100 * expected, abs=1e-6), score.metric
+    assert ours[0].score == pytest.approx(100 * theirs.get_score(), abs=1e-6)
     assert ours[0].score != 0
 
 

@@ -80,7 +80,7 @@ def test_the_pushed_card_parses_and_its_snippet_runs(connected, pushed, capsys):
 
 def test_the_weights_are_pushed_and_the_runs_own_files_are_not(connected, pushed):
     files = HfApi().list_repo_files(REPO)
-    assert {"base_0_Transformer/model.safetensors", "instructed_0_Transformer/model.safetensors"} <= {*files}
+    assert {"document_0_Transformer/model.safetensors", "query_0_Transformer/model.safetensors"} <= {*files}
     assert not {"recipe.json", "results.json"} & {*files}
     assert HfApi().list_repo_files(REPO, revision="measured") == files
 

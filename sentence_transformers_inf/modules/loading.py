@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import importlib.util
 import json
 import re
@@ -36,11 +37,14 @@ from sentence_transformers_inf.modules.instruction_transformer import (
 from sentence_transformers_inf.modules.lora import ADAPTER_NAME
 from sentence_transformers_inf.modules.packed_transformer import PackedTransformer
 
+BUNDLED_ADAPTER = Path(str(importlib.resources.files("sentence_transformers_inf") / "adapter"))
+"""The folder of the adapter that this package ships; ``make adapter`` makes it anew."""
+
 _UNREADABLE = "{name}: cannot be loaded as a SentenceTransformer: {error}"
 
 
 def load_instruction_model(
-    model: str | Path | SentenceTransformer,
+    model: str | Path | SentenceTransformer | None = None,
     template: str | None = None,
     *,
     max_query_length: int | None = None,
@@ -56,7 +60,8 @@ def load_instruction_model(
 
     Args:
         model: A Hub id, a folder, or a loaded SentenceTransformer, which is changed in place (its embeddings of plain
-            strings stay bit-identical). An adapter's id or folder gives its base model with the adapter attached.
+            strings stay bit-identical). An adapter's id or folder gives its base model with the adapter attached. ``None``:
+            the adapter of all-MiniLM-L6-v2 that this package ships, which obeys at once (needs PEFT).
         template: How instruction and query become one string. ``None``: the template saved with the model, else
             ``"{query} {instruction}"``.
         max_query_length: Token limit of instructed queries. ``None``: the saved one, else the model's ``max_seq_length``.
@@ -87,7 +92,7 @@ def load_instruction_model(
     """
     check_settings(template, max_query_length, interaction)
     if not isinstance(model, SentenceTransformer):
-        model = read_model(str(model), base, **kwargs)
+        model = read_model(str(BUNDLED_ADAPTER if model is None else model), base, **kwargs)
     encoder = encoder_of(model)
     take_instructions(encoder, template, max_query_length, interaction)
     if find_exclusions is not None:

@@ -33,8 +33,8 @@ SCHEDULES = {
         **{"num_train_epochs": 1.0, "learning_rate": 3e-4, "per_device_train_batch_size": 8},
         "sampled_instructions": 0,
     },
-    "queries": {"num_train_epochs": 4.0, "learning_rate": 3e-4, "per_device_train_batch_size": 16},
-    "lora": {"num_train_epochs": 4.0, "learning_rate": 2e-3, "per_device_train_batch_size": 16},
+    "queries": {"num_train_epochs": 2.0, "learning_rate": 3e-4, "per_device_train_batch_size": 16},
+    "lora": {"num_train_epochs": 2.0, "learning_rate": 2e-3, "per_device_train_batch_size": 16},
 }
 """Defaults by what is trained: both sides, a copy of the encoder for instructed queries alone, or a LoRA. See
 docs/recipe.md."""
@@ -139,7 +139,7 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     )
     anchor_weight: Optional[float] = _option(
         None,
-        "Weight that holds bare queries and passages to the embeddings that the base gives them. Default: 2; 0 with "
+        "Weight that holds bare queries and passages to the embeddings that the base gives them. Default: 2.5; 0 with "
         "update queries. Takes the memory of another base.",
     )
     mini_batch_size: Optional[int] = _option(None, "Texts encoded at a time by GradCache, for batches larger than memory.")
@@ -251,7 +251,7 @@ def resolve(args: InstructionTrainingArguments, model: SentenceTransformer) -> I
         if getattr(args, name) is None and not (name == "sampled_instructions" and _attends(args, model)):
             setattr(args, name, value)
     args.plain_weight = (0.0 if is_adapting else 0.75) if args.plain_weight is None else args.plain_weight
-    args.anchor_weight = (2.0 if args.update == "both" else 0.0) if args.anchor_weight is None else args.anchor_weight
+    args.anchor_weight = (2.5 if args.update == "both" else 0.0) if args.anchor_weight is None else args.anchor_weight
     args.frozen_layers = (0 if args.lora_r else 2) if args.frozen_layers is None else args.frozen_layers
     if args.dropout and not any(isinstance(module, torch.nn.Dropout) for module in model.modules()):
         raise ValueError(f"the encoder has no dropout layers, dropout={args.dropout} would do nothing: leave dropout out")
