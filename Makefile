@@ -32,7 +32,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 adapter: $(VENV)/.dev  # what load_instruction_model() loads: trained, measured on the test split, with its card
-	$(BIN)/inf-embed train --update queries --output build/all-MiniLM-L6-v2-inf --seed 1
+	$(BIN)/inf-embed train --update queries --seed 1 --evaluations 1 --output build/all-MiniLM-L6-v2-inf
 	$(BIN)/inf-embed evaluate build/all-MiniLM-L6-v2-inf --json build/scores.json
 	$(BIN)/inf-embed card build/all-MiniLM-L6-v2-inf --results build/scores.json
 	rm -rf sentence_transformers_inf/adapter build/all-MiniLM-L6-v2-inf/eval

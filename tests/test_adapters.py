@@ -310,7 +310,7 @@ def test_a_base_of_other_settings_is_refused_even_where_they_do_nothing(model, t
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_its_base_is_accepted_in_half_precision_and_works(adapted, dtype, plain):
-    form, folder, trained = adapted
+    _, folder, trained = adapted
     loaded = load_instruction_model(folder, model_kwargs={"dtype": dtype})
     assert is_adapter(loaded)
     assert {weight.dtype for weight in loaded.parameters()} == {getattr(torch, dtype)}

@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import load_file_path
 from tokenizers.processors import Sequence, TemplateProcessing
 from torch import nn
+from transformers.utils import is_peft_available
 
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE, check_base, detach_adapter, is_adapter
@@ -221,6 +222,7 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
 
     Raises:
         FileNotFoundError: There is no adapter.
+        ImportError: It is a LoRA, and PEFT is not installed.
         ValueError: It was made for another base model; the message says which.
     """
     file = load_file_path(str(adapter), ADAPTER_FILE, **place)
@@ -231,6 +233,8 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
     check_base(settings, base)
     modules_file = str(load_file_path(str(adapter), "modules.json", **place))
     folders = [entry["path"] for entry in json.loads(Path(modules_file).read_text(encoding="utf-8"))]
+    if settings["lora"] and not is_peft_available():
+        raise ImportError(f"{adapter} is a LoRA, which needs PEFT: pip install 'sentence-transformers-inf[lora]'")
     if settings["lora"]:
         tower = nn.Sequential(*copy_tower(base, share=True))
         transformer: Any = tower[0]
