@@ -10,6 +10,7 @@ from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
 from sentence_transformers_inf.modules import encoder_of, two_towers
 from sentence_transformers_inf.modules.exclusions import find_exclusions
+from sentence_transformers_inf.modules.instruction_transformer import EXCLUSION_WEIGHT
 from tests.test_modules import adapter
 from tests.training import train
 
@@ -81,7 +82,7 @@ def expected(model, item, excluded):
     first = model[0]
     if hasattr(first, "sub_modules") and "instructed" in first.sub_modules:  # an adapter encodes both by its own encoder
         alone = model.encode(excluded, task="instructed")
-    return unit(unit(told) - 0.5 * unit(alone)) * np.linalg.norm(told)
+    return unit(unit(told) - EXCLUSION_WEIGHT * unit(alone)) * np.linalg.norm(told)
 
 
 def test_what_is_excluded_is_subtracted(model):
@@ -108,10 +109,10 @@ def test_exclusions_are_found_only_where_a_model_is_told_to(tiny, tmp_path):
     # Without an exclusion to be found, or where the user says what it is, nothing changes.
     assert np.array_equal(finding.encode_query(FREE), plain.encode_query(FREE))
     assert np.array_equal(finding.encode_query({**ASK, "exclude": None}), plain.encode_query(ASK))
-    finding[0].exclusion_weight = 0.25
+    finding[0].exclusion_weight = 0.75
     finding.save_pretrained(str(tmp_path), create_model_card=False)
     loaded = load_instruction_model(tmp_path)
-    assert (loaded[0].find_exclusions, loaded[0].exclusion_weight) == (True, 0.25)
+    assert (loaded[0].find_exclusions, loaded[0].exclusion_weight) == (True, 0.75)
     assert np.allclose(loaded.encode_query(ASK), finding.encode_query(ASK), atol=1e-6)
     assert np.array_equal(load_instruction_model(tmp_path, find_exclusions=False).encode_query(ASK), plain.encode_query(ASK))
 

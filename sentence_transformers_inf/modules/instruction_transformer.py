@@ -28,7 +28,7 @@ DEFAULT_TEMPLATE = "{query} {instruction}"
 
 CONFIG_FILE = "instruction_config.json"
 
-EXCLUSION_WEIGHT = 0.5
+EXCLUSION_WEIGHT = 0.25
 """How much of the direction of what is excluded is subtracted from a query's, where a model does not say otherwise."""
 
 TEXT_KEYS = ("text", "instruction", "query", "prompt")
