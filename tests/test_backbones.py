@@ -126,7 +126,7 @@ def test_a_backbone_trains_saves_loads_encodes_and_is_measured(
 ):
     backbone = folders(family)
     options = {"interaction": interaction, "lora_r": lora_r, "objective": objective, "learning_rate": 1e-2}
-    options |= {"update": "queries"} if encoders == "queries" else {"encoders": encoders}
+    options |= {"update": "queries"} if encoders == "queries" else {"encoders": encoders, "anchor_weight": 0}
     trained = train(few_records, backbone, tmp_path / "model", save_strategy="no", **options)
     before = load_instruction_model(backbone, interaction=interaction).eval()
     loaded = load_instruction_model(tmp_path / "model").eval()
