@@ -18,6 +18,7 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from sentence_transformers_inf.evaluation import metrics
+from sentence_transformers_inf.evaluation.mteb.layout import as_test_split
 
 INFOSEARCH_DATASETS = {
     "Audience": "jianqunZ/Audience-v1",
@@ -53,18 +54,8 @@ class InfoSearchRetrieval(AbsTaskRetrieval):
         for mode, rows in judged.items():
             for row in rows:
                 relevant[f"{row['query-id']}-{mode}"][str(row["corpus-id"])] = int(row["score"])
-        self.dataset = {
-            "default": {
-                "test": {
-                    "corpus": Dataset.from_list(
-                        [{"id": str(row["_id"]), "title": row["title"] or "", "text": row["text"]} for row in corpus]
-                    ),
-                    "queries": Dataset.from_list(queries),
-                    "relevant_docs": relevant,
-                    "top_ranked": None,
-                }
-            }
-        }
+        documents = [{"id": str(row["_id"]), "title": row["title"] or "", "text": row["text"]} for row in corpus]
+        self.dataset = as_test_split(documents, queries, relevant)
         self.data_loaded = True
 
     def _read(self, configuration: str) -> Dataset:

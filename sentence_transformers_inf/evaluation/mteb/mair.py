@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
+
+from sentence_transformers_inf.evaluation.mteb.layout import as_test_split
 
 QUERIES, DOCS = "MAIR-Bench/MAIR-Queries", "MAIR-Bench/MAIR-Docs"
 
@@ -75,17 +77,8 @@ class MAIRRetrieval(AbsTaskRetrieval):
                 asked.append({"id": name, "text": row["query"], "instruction": row["instruction"]})
                 relevant[name] = {f"{part}{label['id']}": int(label["score"]) for label in row["labels"]}
                 ranked[name] = names
-        self.dataset = {
-            "default": {
-                "test": {
-                    "corpus": Dataset.from_list(corpus),
-                    "queries": Dataset.from_list(asked),
-                    "relevant_docs": relevant,
-                    # The parts of a task are searched apart: a query ranks the passages of its own part.
-                    "top_ranked": ranked if len(queries) > 1 else None,
-                }
-            }
-        }
+        # The parts of a task are searched apart: a query ranks the passages of its own part.
+        self.dataset = as_test_split(corpus, asked, relevant, ranked if len(queries) > 1 else None)
         self.data_loaded = True
 
 

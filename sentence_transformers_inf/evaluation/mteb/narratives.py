@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from numpy.typing import NDArray
 
 from sentence_transformers_inf.evaluation import metrics
+from sentence_transformers_inf.evaluation.mteb.layout import as_test_split
 from sentence_transformers_inf.evaluation.narratives import BUNDLED_TOPICS, Topic, read_topics
 
 NAME = "NarrativeInstructionRetrieval"
@@ -49,16 +49,7 @@ class NarrativeRetrieval(AbsTaskRetrieval):
                 queries.append({"id": query, "text": topic.query, "instruction": instruction})
                 relevant[query] = {doc.id: int(doc.og if kind == "og" else doc.changed) for doc in topic.docs}
         pool = [document["id"] for document in corpus]
-        self.dataset = {
-            "default": {
-                "test": {
-                    "corpus": Dataset.from_list(corpus),
-                    "queries": Dataset.from_list(queries),
-                    "relevant_docs": relevant,
-                    "top_ranked": {query["id"]: pool for query in queries},
-                }
-            }
-        }
+        self.dataset = as_test_split(corpus, queries, relevant, {query["id"]: pool for query in queries})
         self.data_loaded = True
 
     def task_specific_scores(

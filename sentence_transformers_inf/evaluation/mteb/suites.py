@@ -8,12 +8,12 @@ from typing import Any
 
 import mteb
 import numpy as np
-from datasets import Dataset
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from sentence_transformers_inf.evaluation import metrics
 from sentence_transformers_inf.evaluation.mteb.infosearch import INFOSEARCH_DATASETS, infosearch_task
+from sentence_transformers_inf.evaluation.mteb.layout import as_test_split
 from sentence_transformers_inf.evaluation.mteb.mair import MAIR_TASKS, mair_task
 from sentence_transformers_inf.evaluation.mteb.narratives import NAME, filed_task, narrative_task
 from sentence_transformers_inf.records import TRIPLES, load_records
@@ -147,16 +147,7 @@ class MiniInstructionRetrieval(AbsTaskRetrieval):
                     relevant[identifier] = {names[place]: 1}
                 self.irrelevant[f"{number}-{change}"] = names[before]
         pool = [passage["id"] for passage in corpus]
-        self.dataset = {
-            "default": {
-                "test": {
-                    "corpus": Dataset.from_list(corpus),
-                    "queries": Dataset.from_list(queries),
-                    "relevant_docs": relevant,
-                    "top_ranked": {query["id"]: pool for query in queries},
-                }
-            }
-        }
+        self.dataset = as_test_split(corpus, queries, relevant, {query["id"]: pool for query in queries})
         self.data_loaded = True
 
     def task_specific_scores(
