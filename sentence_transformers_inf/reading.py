@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-FORMATS = (".jsonl", ".parquet", ".csv", ".tsv", ".json")
+FORMATS = (".jsonl", ".parquet", ".csv", ".tsv", ".json", ".arrow")
 """What :func:`read_table` reads."""
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -75,9 +75,10 @@ def read_table(path: Path, columns: Container[str] | None = None) -> Iterator[tu
     """The rows of a table, one at a time, each with its place.
 
     Args:
-        path: A file of one of :data:`FORMATS`: JSON Lines (``.json`` also one JSON array), Parquet, or delimited text with a
-            header, whose delimiter (comma, semicolon, tab, bar) is found there. The text ones may be compressed.
-        columns: Columns that are wanted; of Parquet no others are read.
+        path: A file of one of :data:`FORMATS`: JSON Lines (``.json`` also one JSON array), Parquet, Arrow as ``datasets``
+            writes it, or delimited text with a header, whose delimiter (comma, semicolon, tab, bar) is found there. Text may
+            be compressed.
+        columns: Columns that are wanted; of Parquet and Arrow no others are read.
 
     Raises:
         RecordError: Another format, another encoding, damage, a row that is no object or has not as many fields as the
@@ -88,8 +89,8 @@ def read_table(path: Path, columns: Container[str] | None = None) -> Iterator[tu
     if ending not in FORMATS:
         kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise RecordError(f"{path}: expected a {kinds} file; text may be compressed as {' or '.join(COMPRESSIONS)}")
-    if ending == ".parquet":
-        return _parquet_rows(path, columns)
+    if ending in (".parquet", ".arrow"):
+        return _columnar_rows(path, columns)
     if ending in (".csv", ".tsv"):
         return _delimited_rows(path)
     return _json_rows(path) if ending == ".json" else read_json_lines(path)
@@ -226,19 +227,30 @@ def _cells(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def _parquet_rows(path: Path, columns: Container[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _columnar_rows(path: Path, columns: Container[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     with path.open("rb") as opened:
         try:
-            file = pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True)
-            names = [name for name in file.schema_arrow.names if columns is None or name in columns]
-            for batch in file.iter_batches(1000, columns=names):
+            for batch in _batches(opened, format_of(path), columns):
                 for row in _batch_rows(batch):
                     number += 1
                     yield f"{path}, row {number}", row
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             place = f"{path}, row {number + 1}" if number or isinstance(error, UnicodeDecodeError) else str(path)
-            raise RecordError(f"{place}: cannot be read as Parquet ({error}); write or copy it again") from error
+            raise RecordError(
+                f"{place}: cannot be read as {format_of(path)[1:]} ({error}); write or copy it again"
+            ) from error
+
+
+def _batches(file: Any, ending: str, columns: Container[str] | None) -> Iterator[Any]:
+    if ending == ".parquet":
+        parquet = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+        names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
+        yield from parquet.iter_batches(1000, columns=names)
+        return
+    with pyarrow.ipc.open_stream(file) as stream:
+        names = [name for name in stream.schema.names if columns is None or name in columns]
+        yield from (batch.select(names) for batch in stream)
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 import pyarrow
 from datasets import (
     Dataset,
-    DatasetDict,
     Features,
     IterableDataset,
     Value,
@@ -79,9 +78,6 @@ _QUERY_NAMES, _PASSAGE_NAMES = ("query", "question", "anchor"), ("passage", "doc
 """What the columns of pairs are called, here and there."""
 
 _A_PAIR = {"query": "", "passage": ""}
-
-Part: TypeAlias = list[Path] | Dataset
-"""A split of a source: its files, or a dataset that is there as one."""
 
 Rows: TypeAlias = Iterator[tuple[str, dict[str, Any]]]
 """Rows with their places."""
@@ -245,7 +241,7 @@ def records_digest(records: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _find(source: str | Path, split: str | None, stream: bool = False) -> tuple[str, Part | IterableDataset]:
+def _find(source: str | Path, split: str | None, stream: bool = False) -> tuple[str, list[Path] | Dataset | IterableDataset]:
     """A split of a source, with its name for messages."""
     name, parts = _locate(source)
     if parts is None:
@@ -258,13 +254,13 @@ def _find(source: str | Path, split: str | None, stream: bool = False) -> tuple[
     return str(part[0]) if isinstance(part, list) and len(part) == 1 else name, part
 
 
-def _rows(name: str, part: Part | IterableDataset) -> Rows:
+def _rows(name: str, part: list[Path] | Dataset | IterableDataset) -> Rows:
     if isinstance(part, list):
         return chain.from_iterable(map(read_table, part))
     return ((f"{name}, row {number}", row) for number, row in enumerate(part, start=1))
 
 
-def _locate(source: str | Path) -> tuple[str, dict[str, Part] | None]:
+def _locate(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
     """The name of a source for messages, and its splits; ``None`` where it can only be a Hub dataset."""
     path = Path(str(importlib.resources.files("dataset_builder") / "data")) if source == "mini" else Path(source)
     if path.is_file():
@@ -278,7 +274,7 @@ def _locate(source: str | Path) -> tuple[str, dict[str, Part] | None]:
     return str(source), None
 
 
-def _parts_of(folder: Path) -> dict[str, Part]:
+def _parts_of(folder: Path) -> dict[str, list[Path]]:
     """The splits in a folder."""
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _saved(folder)
@@ -290,10 +286,9 @@ def _parts_of(folder: Path) -> dict[str, Part]:
     tables = [path for path in sorted(folder.iterdir()) if path.is_file() and format_of(path) in FORMATS[:4]]
     if any(format_of(path) in FORMATS[:2] for path in tables):  # a build has a table of its outcomes beside the records
         tables = [path for path in tables if format_of(path) in FORMATS[:2]]
-    files: dict[str, Part] = {}
+    files: dict[str, list[Path]] = {}
     for path in tables:
         of_split = files.setdefault(_split_of(path), [])
-        assert isinstance(of_split, list)
         of_split.append(path)
         if format_of(path) != format_of(of_split[0]):
             both = f"{format_of(of_split[0])} and as {format_of(path)}"
@@ -306,16 +301,17 @@ def _split_of(path: Path) -> str:
     return Path(name).stem.split("-")[0]
 
 
-def _saved(folder: Path) -> dict[str, Part]:
+def _saved(folder: Path) -> dict[str, list[Path]]:
     """What ``save_to_disk`` wrote."""
     try:
         data = load_from_disk(str(folder))
     except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
         raise RecordError(f"{folder}: cannot be read as save_to_disk writes it ({error!r}); save it again") from error
-    return dict(data) if isinstance(data, DatasetDict) else {str(data.split or "train"): data}
+    splits = {str(data.split or "train"): data} if isinstance(data, Dataset) else data
+    return {name: [Path(file["filename"]) for file in split.cache_files] for name, split in splits.items()}
 
 
-def _snapshot(folder: Path) -> dict[str, Part]:
+def _snapshot(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder by split, as ``load_dataset`` finds them."""
     try:
         found = load_dataset_builder(str(folder)).config.data_files

@@ -115,7 +115,9 @@ def test_what_is_not_there_is_said_so(tmp_path):
     with pytest.raises(RecordError, match=r"holds no \.jsonl or \.parquet"):
         load_records(tmp_path)
     (tmp_path / "records.txt").write_text("a,b\n")
-    with pytest.raises(RecordError, match=r"records\.txt: expected a \.jsonl, \.parquet, \.csv, \.tsv or \.json file"):
+    with pytest.raises(
+        RecordError, match=r"records\.txt: expected a \.jsonl, \.parquet, \.csv, \.tsv, \.json or \.arrow file"
+    ):
         load_records(tmp_path / "records.txt")
 
 

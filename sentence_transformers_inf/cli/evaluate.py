@@ -24,9 +24,7 @@ def evaluate(
             "with --benchmark narratives, a .jsonl file of topics."
         ),
     ] = None,
-    split: Annotated[
-        Optional[str], typer.Option(help="Split of the data; default: test, or else validation, if there is one.")
-    ] = None,
+    split: Annotated[Optional[str], typer.Option(help="Split of the data; default: test, else validation.")] = None,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the measurements to this file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
     passage_embeddings: Annotated[
