@@ -130,8 +130,9 @@ def clean_build(tmp_path_factory, pairs):
 
 
 def test_a_build_writes_records_a_report_and_how_every_pair_ended(clean_build, pairs):
-    output, server, _ = clean_build
+    output, server, result = clean_build
     counts = report(output)
+    assert f"The first record:\n  query_positive: {load_records(output)['query_positive'][0]}\n" in result.stdout
     assert counts["kept"] + counts["rejected"] + counts["failed"] == counts["pairs"] == 40
     assert counts["kept"] > 10
     assert counts["rejected"] > 3
