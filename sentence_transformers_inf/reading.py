@@ -111,7 +111,7 @@ def read_qrels(path: Path) -> Iterator[tuple[str, str, str, float]]:
     tabs is split there, and ids may have blanks; another is split at blanks.
     """
     for number, (where, line) in enumerate(((place, line) for place, line in read_lines(path) if line.strip()), start=1):
-        cells = line.rstrip("\t ").split("\t") if "\t" in line else line.split()
+        cells = line.rstrip("\t ").split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
         if len(cells) not in (3, 4):
             raise RecordError(f"{where}: expected query id, passage id and score (TREC: query id, 0, passage id, score)")
         try:
