@@ -25,8 +25,12 @@ _CHUNK = 65_536
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage and its ranks (from 1); ``rank`` is under the instruction if there is one, ``plain_rank`` without it."""
+    """A passage and its ranks (from 1); ``rank`` is under the instruction if there is one, ``plain_rank`` without it.
 
+    ``row`` is its place in the corpus, from 0.
+    """
+
+    row: int
     passage: str
     score: float
     rank: int
@@ -68,6 +72,20 @@ def read_passages(source: str | Path) -> list[str]:
     if len(passages) < 2:
         raise ValueError(f"{path}: a corpus of {len(passages)} passage(s) cannot be ranked; give it at least two")
     return passages
+
+
+def read_ids(source: str | Path, size: int) -> list[str]:
+    """The ids of the passages that :func:`read_passages` read: of a column ``id`` or ``_id``, else their numbers from 1.
+
+    Args:
+        source: The corpus.
+        size: How many passages were read.
+    """
+    if source != "mini" and Path(source).suffix in (".jsonl", ".parquet"):
+        data, _ = read_source(source, None, ())
+        if (column := next((name for name in ("id", "_id") if name in data.column_names), None)) is not None:
+            return [str(name) for name in data[column]]
+    return [str(number) for number in range(1, size + 1)]
 
 
 def read_index(path: str | Path, size: int, dimension: int) -> Any:
@@ -175,7 +193,7 @@ def search(
     plain_ranks = {row: rank for rank, (row, _) in enumerate(plain, start=1)}
     shown = dict.fromkeys(row for row, _ in [*instructed[:top], *plain[:top]])
     hits = [
-        Hit(passages[row], scores.get(row, float("nan")), ranks.get(row, depth + 1), plain_ranks.get(row, depth + 1))
+        Hit(row, passages[row], scores.get(row, float("nan")), ranks.get(row, depth + 1), plain_ranks.get(row, depth + 1))
         for row in shown
     ]
     return sorted(hits, key=lambda hit: hit.rank)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.tables import benchmark_table, console, metrics_table, print_line
+from sentence_transformers_inf.cli.checks import need, output_file, output_folder
+from sentence_transformers_inf.cli.display import print_line, quiet
+from sentence_transformers_inf.cli.tables import benchmark_table, metrics_table, obedience
 
 
 def evaluate(
@@ -25,8 +25,10 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[Optional[str], typer.Option(help="Split of the data; default: test if there is one.")] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the measurements to this file.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
+    json_file: Annotated[
+        Optional[Path], typer.Option("--json", help="Write the measurements to this file.", callback=output_file)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.", min=1)] = 32,
     passage_embeddings: Annotated[
         Optional[str], typer.Option(help="The passages' vectors from elsewhere, as for train.")
     ] = None,
@@ -45,6 +47,7 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Folder for the benchmark's results, in MTEB's layout.")] = Path("results"),
 ) -> None:
     """Measure how well a model obeys instructions, and how it retrieves without them."""
+    quiet()
     if benchmark is not None:
         options: dict[str, Any] = {"tasks": tasks, "data": data, "no_instruction": no_instruction, "batch_size": batch_size}
         _run_benchmark([model, *(compare or [])], benchmark, output, json_file, options)
@@ -66,22 +69,13 @@ def evaluate(
     loaded = load_instruction_model(model)
     result = measure(loaded, records, batch_size, show_progress_bar=sys.stderr.isatty(), passage_embeddings=vectors)
     means, per_type = result.means(), result.per_type()
-    console.print(
-        metrics_table(f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records", means, per_type)
-    )
     if json_file is not None:
         report: dict[str, Any] = {"model": model, "data": data, "data_on_hub": is_on_hub(data), "split": split}
         report |= {"records": len(records), **means, "per_type": per_type}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def needs_mteb() -> Iterator[None]:
-    """Turn a failed import of MTEB into a line about what to install."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"benchmarks run through MTEB: pip install 'sentence-transformers-inf[eval]' ({error})") from error
+    print_line(f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records, values times 100")
+    metrics_table(means, per_type, len(records)).print()
+    print_line(obedience(result))
 
 
 def _run_benchmark(
@@ -91,11 +85,13 @@ def _run_benchmark(
     json_file: Optional[Path],
     options: dict[str, Any],
 ) -> None:
-    with needs_mteb():
-        from sentence_transformers_inf.evaluation.mteb import run_benchmark
+    need("--benchmark", "mteb")
+    output_folder(output)
+    from sentence_transformers_inf.evaluation.mteb import run_benchmark
+
     scores = run_benchmark(models, benchmark, output, log=print_line, **options)
-    console.print(benchmark_table(benchmark, models, scores, options["no_instruction"]))
-    print_line(f"The results are in {output}, in MTEB's layout")
     if json_file is not None:
         report = {"benchmark": benchmark, "rows": [dataclasses.asdict(score) for score in scores]}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    benchmark_table(benchmark, models, scores, options["no_instruction"]).print()
+    print_line(f"The results are in {output}, in MTEB's layout")
