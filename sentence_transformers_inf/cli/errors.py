@@ -1,5 +1,6 @@
 """What a user can mend is one line on stderr; shared with ``inf-ir``."""
 
+import importlib.metadata
 import io
 import os
 import sys
@@ -7,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from sentence_transformers_inf import __version__
 from sentence_transformers_inf.cli.checks import pip_line
 from sentence_transformers_inf.cli.display import print_line, print_text
 
@@ -26,7 +26,7 @@ def application(help: str, name: str) -> typer.Typer:
 
     def show_version(wanted: bool) -> None:
         if wanted:
-            print_line(f"{name} {__version__}")
+            print_line(f"{name} {importlib.metadata.version('sentence-transformers-inf')}")
             raise typer.Exit
 
     @app.callback()
