@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from dataset_builder.agreement import Agreement, draw_chart
 from dataset_builder.cli import app as builder
 from dataset_builder.cli.build import _weights
 from dataset_builder.publish import dataset_card
@@ -136,6 +137,14 @@ def test_a_picture_holds_any_text(tmp_path):
         table.add(text)
     table.save_picture(tmp_path / "x.svg", "title")
     xml.etree.ElementTree.parse(tmp_path / "x.svg")
+
+
+def test_a_chart_takes_names_as_they_are(tmp_path):
+    """A dollar sign begins no formula."""
+    names = ["$x$", "\\frac", "$\\frac$", "$", "a$b$", "\x1b[31m"]
+    draw_chart([Agreement(name, 0.5, 0.4, 0.6, 9) for name in names], names[:2], tmp_path / "chart.svg")
+    text = (tmp_path / "chart.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {visible(name)} -->" in text for name in names)
 
 
 def records_file(path, types):
@@ -505,7 +514,8 @@ def test_extras_are_those_of_the_package():
             names[found[2]].add(found[1])
     for extra, modules in EXTRAS.items():
         named = {"scikit-learn" if module == "sklearn" else module for module in modules}
-        assert named == names[extra] - {"sentence-transformers-inf", "transformers"}
+        within = names["build"] if extra in ("llm", "scale") else set()
+        assert named == names[extra] - within - {"sentence-transformers-inf", "transformers"}
 
 
 @pytest.mark.parametrize("program", ["inf-embed", "inf-ir"])
