@@ -391,6 +391,12 @@ TRAIN = ("inf-embed", "train", "--output", "out")
         (("inf-embed", "train", "--output", "/proc/x"), "nothing can be written"),
         ((*TRAIN, "--max-records", 0), "max_records must be positive"),
         ((*TRAIN, "--max-records", -5), "max_records must be positive"),
+        *(
+            ((*TRAIN, f"--{name}", value), name.replace("-", "_"))
+            for name in ("gradient-accumulation-steps", "max-tokens-per-chunk", "logging-steps", "save-steps", "eval-steps")
+            for value in (0, -5)
+        ),
+        ((*TRAIN, "--report-to", "wandb"), "pip install wandb"),
         ((*BUILD, "--limit", 0), "--limit"),
         ((*BUILD, "--sample", -1), "--sample"),
         ((*BUILD, "--temperature", "nan"), "--temperature"),

@@ -30,6 +30,8 @@ def train(context: typer.Context) -> None:
     if "--help" in context.args or "--help-all" in context.args:
         _print_help(everything="--help-all" in context.args)
         return
+    from transformers.integrations import get_available_reporting_integrations
+
     from sentence_transformers_inf.cli.progress import measured, report_progress
     from sentence_transformers_inf.corpora import load_training_data
     from sentence_transformers_inf.hub.errors import claim_repo
@@ -40,6 +42,8 @@ def train(context: typer.Context) -> None:
     output_folder(Path(str(args.output_dir)))
     if args.lora_r or (args.update == "queries" and args.lora_r is None and args.passage_embeddings is None):
         need("a LoRA", "peft")
+    if missing := sorted({*args.report_to} - {"none", "all", *get_available_reporting_integrations()}):
+        raise ImportError(f"--report-to {missing[0]}: it is not installed: pip install {missing[0]}")
     if args.push_to_hub:  # a refusal now and not after the training
         if args.hub_model_id is None:
             raise ValueError("--push-to-hub needs --hub-model-id user/name")
