@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 
+from sentence_transformers_inf.escaping import visible
 from sentence_transformers_inf.reading import read_table
 
 _RESAMPLES = 1000
@@ -106,14 +107,17 @@ def _kappa(first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
 
 def draw_chart(entries: Sequence[Agreement], humans: Sequence[str], path: Path) -> None:
     """A bar chart of :func:`agreement` as a PNG or SVG, humans in grey."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 0.5 * len(entries) + 1.4), layout="constrained")
     axes = figure.subplots()
-    names = [entry.annotator for entry in reversed(entries)]
+    names = [visible(entry.annotator) for entry in reversed(entries)]
     low, values, high = np.array([[entry.low, entry.kappa, entry.high] for entry in reversed(entries)]).T
-    colours = ["0.6" if name in humans else "tab:blue" for name in names]
-    axes.barh(names, values, color=colours, xerr=np.abs([low - values, high - values]), capsize=3)
-    axes.set_xlabel("average pairwise Cohen's κ with the human annotators, 95% interval")
-    axes.set_xlim(min(0.0, float(values.min()) - 0.1), 1)
-    figure.savefig(path, dpi=150)
+    colours = ["0.6" if entry.annotator in humans else "tab:blue" for entry in reversed(entries)]
+    with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
+        axes.barh(range(len(names)), values, color=colours, xerr=np.abs([low - values, high - values]), capsize=3)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("average pairwise Cohen's κ with the human annotators, 95% interval")
+        axes.set_xlim(min(0.0, float(values.min()) - 0.1), 1)
+        figure.savefig(path, dpi=150)

@@ -20,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from dataset_builder.quality import words
+from sentence_transformers_inf.escaping import visible
 
 KINDS = {"instructions": ("instruction",), "queries": ("query",), "passages": ("passage", "negative")}
 """The kinds of text of a corpus, and their columns in its rows."""
@@ -148,6 +149,7 @@ def analyse(
 def draw_map(embeddings: Embeddings, paths: Sequence[Path], seed: int = 0) -> None:
     """A t-SNE map for each kind of text, with all corpora in it, so that overlap can be seen; PNG, SVG or PDF by the names
     of ``paths``."""
+    import matplotlib
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
@@ -158,13 +160,16 @@ def draw_map(embeddings: Embeddings, paths: Sequence[Path], seed: int = 0) -> No
         placed = TSNE(init=init, perplexity=perplexity, random_state=seed, metric="cosine").fit_transform(points)
         sizes = np.cumsum([len(of_corpus) for of_corpus in corpora.values()])
         for name, of_corpus in zip(corpora, np.split(placed, sizes[:-1])):
-            axes.scatter(*of_corpus.T, s=max(1.0, min(12.0, 6000 / len(points))), alpha=0.5, linewidths=0, label=name)
+            axes.scatter(
+                *of_corpus.T, s=max(1.0, min(12.0, 6000 / len(points))), alpha=0.5, linewidths=0, label=visible(name)
+            )
         axes.set(title=kind, xticks=[], yticks=[])
     handles, names = axes.get_legend_handles_labels()
-    if len(names) > 1:
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names), markerscale=3, frameon=False)
-    for path in paths:
-        figure.savefig(path, dpi=150)
+    with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
+        if len(names) > 1:
+            figure.legend(handles, names, loc="outside lower center", ncols=len(names), markerscale=3, frameon=False)
+        for path in paths:
+            figure.savefig(path, dpi=150)
 
 
 def write_report(

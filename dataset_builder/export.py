@@ -20,6 +20,7 @@ from dataset_builder.inf_ir import KEPT_FEATURES, UNFILTERED_FEATURES
 from dataset_builder.ledger import Ledger, ledger_path
 from dataset_builder.prepare import Settings, read_prepared
 from dataset_builder.prices import Prices
+from sentence_transformers_inf.escaping import markdown_environment
 
 
 def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> 
     }
     write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     template = (resources.files("dataset_builder") / "report.md").read_text(encoding="utf-8")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment = markdown_environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     write_text(folder / "report.md", environment.from_string(template).render(report))
     return report
 

@@ -66,18 +66,27 @@ class Usage:
     cost: float = 0.0
 
 
-def connect(base_url: str | None, timeout: float, connections: int) -> openai.AsyncOpenAI:
-    """A client for a server (``None``: OpenAI's) on aiohttp's transport, which costs least; ``timeout`` is in seconds.
+def read_key(base_url: str | None) -> str | None:
+    """The key in the environment variable ``OPENAI_API_KEY``.
 
     Raises:
-        Stop: OpenAI's server is meant and there is no key in the environment variable ``OPENAI_API_KEY``.
+        ValueError: OpenAI's server is meant (``None``), and there is no key.
     """
     key = os.environ.get("OPENAI_API_KEY")
     if not key and base_url is None:
         remedy = "set the environment variable OPENAI_API_KEY, or name a server with --base-url or --local"
-        raise Stop(f"there is no key: {remedy}")
+        raise ValueError(f"there is no key: {remedy}")
+    return key
+
+
+def connect(base_url: str | None, timeout: float, connections: int) -> openai.AsyncOpenAI:
+    """A client for a server (``None``: OpenAI's) on aiohttp's transport, which costs least; ``timeout`` is in seconds.
+
+    Raises:
+        ValueError: See :func:`read_key`.
+    """
     return openai.AsyncOpenAI(
-        api_key=key or "none",
+        api_key=read_key(base_url) or "none",
         base_url=base_url or OPENAI_URL,
         max_retries=MAX_RETRIES,
         timeout=timeout,

@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
 from dataset_builder.diversity import count_ngrams
 from dataset_builder.inf_ir import InFIR
 from dataset_builder.quality import normalised
+from sentence_transformers_inf.escaping import markdown_environment
 from sentence_transformers_inf.hub.errors import claim_repo, hub_errors
 
 _SAMPLE = 10_000
@@ -98,9 +99,9 @@ def dataset_card(
     }
     if not is_mini:
         metadata["license_name"] = "see-the-source-of-the-pairs"
-    return DatasetCard.from_template(
-        card_data=DatasetCardData(**metadata),
-        template_path=str(Path(__file__).with_name("dataset_card.md")),
+    template = markdown_environment().from_string(Path(__file__).with_name("dataset_card.md").read_text(encoding="utf-8"))
+    card = template.render(
+        card_data=DatasetCardData(**metadata).to_yaml(),
         title=repo.split("/")[-1],
         repo=repo,
         counts={
@@ -113,6 +114,7 @@ def dataset_card(
         report=None if is_mini else json.loads(text),
         statement=text.split("## Data statement", 1)[1].strip() if is_mini else None,
     )
+    return DatasetCard(card)
 
 
 def _diversity(splits: datasets.DatasetDict) -> dict[str, dict[str, float]]:

@@ -31,7 +31,7 @@ def local_server(gguf: str, slots: int = 2) -> Iterator[str]:
         raise ImportError("a local model needs xllamacpp: pip install 'sentence-transformers-inf[llm]'") from error
 
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(_model_file(gguf))
+    parameters.model.path = str(model_file(gguf))
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.n_parallel = slots
@@ -49,7 +49,12 @@ def local_server(gguf: str, slots: int = 2) -> Iterator[str]:
         del server
 
 
-def _model_file(gguf: str) -> Path:
+def model_file(gguf: str) -> Path:
+    """A GGUF file: its path, or that of ``USER/REPO/FILE.gguf``, which is downloaded from the Hub.
+
+    Raises:
+        FileNotFoundError: No such file, here or on the Hub.
+    """
     path = Path(gguf)
     if path.is_file():
         return path

@@ -26,8 +26,12 @@ _CHUNK = 65_536
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage and its ranks (from 1); ``rank`` is under the instruction if there is one, ``plain_rank`` without it."""
+    """A passage and its ranks (from 1); ``rank`` is under the instruction if there is one, ``plain_rank`` without it.
 
+    ``row`` is its place in the corpus, from 0.
+    """
+
+    row: int
     passage: str
     score: float
     rank: int
@@ -69,6 +73,21 @@ def _passage(row: dict[str, Any], where: str) -> str:
     if not isinstance(row[column], str) or not row[column].strip():
         raise ValueError(f"{where}, column {column!r}: the passage is empty")
     return f"{row.get('title') or ''} {row[column]}".strip()
+
+
+def read_ids(source: str | Path, size: int) -> list[str]:
+    """The ids of the passages that :func:`read_passages` read: of a column ``id`` or ``_id``, else their numbers from 1.
+
+    Args:
+        source: The corpus.
+        size: How many passages were read.
+    """
+    numbers = [str(number) for number in range(1, size + 1)]
+    if source == "mini" or format_of(source) == ".txt":
+        return numbers
+    rows = (row for _, row in read_table(Path(source)))
+    names = (row.get("id", row.get("_id")) for row in rows)
+    return [number if name is None else str(name) for number, name in zip(numbers, names)]
 
 
 def read_index(path: str | Path, size: int, dimension: int) -> Any:
@@ -176,7 +195,7 @@ def search(
     plain_ranks = {row: rank for rank, (row, _) in enumerate(plain, start=1)}
     shown = dict.fromkeys(row for row, _ in [*instructed[:top], *plain[:top]])
     hits = [
-        Hit(passages[row], scores.get(row, float("nan")), ranks.get(row, depth + 1), plain_ranks.get(row, depth + 1))
+        Hit(row, passages[row], scores.get(row, float("nan")), ranks.get(row, depth + 1), plain_ranks.get(row, depth + 1))
         for row in shown
     ]
     return sorted(hits, key=lambda hit: hit.rank)

@@ -50,10 +50,10 @@ def done(folder):
             raise Stop
 
     with pytest.raises(Stop):
-        run_ablation(ablation, folder / "out", stop, show_progress=False)
+        run_ablation(ablation, folder / "out", stop)
     results = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("result.json")}
     assert len(results) == 2
-    rows = run_ablation(ablation, folder / "out", show_progress=False)
+    rows = run_ablation(ablation, folder / "out")
     assert results == {path: path.stat().st_mtime_ns for path in results}, "what was there is not run again"
     return ablation, rows
 
@@ -97,11 +97,10 @@ def test_the_report_has_a_table_failures_and_charts(folder, done, tmp_path):
     ablation, rows = done
     table = write_report(ablation, rows, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert text.startswith(table)
-    assert len(table.splitlines()) == 2 + 4
-    for name in ("narratives: p-MRR", "help centre: pairs", "plain corpus: MRR@10"):
-        assert name in table
-    assert f"| max_records 8 | {rows[2].means['p_mrr']:.1f} ± {rows[2].errors['p_mrr']:.1f} |" in table
+    assert [line.count("|") for line in text.splitlines()[:6]] == [len(table[0]) + 1] * 6
+    assert len(table) == 1 + 4
+    assert set(table[0]) > {"narratives: p-MRR", "help centre: pairs", "plain corpus: MRR@10"}
+    assert f"| max_records 8 | {rows[2].means['p_mrr']:.1f} ± {rows[2].errors['p_mrr']:.1f} |" in text
     assert ablation.axis == "max_records"
     for name in ("ablation", "types"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

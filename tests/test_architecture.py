@@ -176,6 +176,22 @@ def test_only_the_command_lines_print_and_parse():
     assert not breaches
 
 
+def test_only_one_file_prints():
+    """There every text is made harmless for a terminal; ``tqdm.write`` is the builder's, beside its bar."""
+    breaches = []
+    for source in SOURCES:
+        if source.name == f"{PLUGIN}.cli.display":
+            continue
+        breaches += [source.at(each.line) for each in imports(source.tree) if each.module.partition(".")[0] == "rich"]
+        for node in ast.walk(source.tree):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in ("print", "typer.echo", "typer.secho", "sys.stdout.write", "sys.stderr.write", "os.write"):
+                breaches.append(f"{source.at(node.lineno)} calls {called}")
+            if called == "tqdm.write" and "visible(" not in ast.unparse(node):
+                breaches.append(f"{source.at(node.lineno)} writes a text as it is")
+    assert not breaches
+
+
 def test_no_module_takes_private_names_of_another():
     breaches = []
     for source in SOURCES:

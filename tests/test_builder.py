@@ -538,4 +538,4 @@ def test_an_executor_without_datatrove_says_what_to_install(pairs, tmp_path, mon
     monkeypatch.delitem(sys.modules, "dataset_builder.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "datatrove.executor.base", None)
     line = only_error(inf_ir(*command(pairs(5), tmp_path / "out", "http://127.0.0.1:9/v1", "--executor", "local")))
-    assert "--executor needs datatrove: pip install 'sentence-transformers-inf[scale]'" in line
+    assert 'needs datatrove.executor.base: pip install "sentence-transformers-inf[scale]"' in line

@@ -1,13 +1,11 @@
 """The commands, and what a user who makes a mistake sees: status 2 and one clear line."""
 
-import io
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from sentence_transformers_inf import load_instruction_model, load_records
 from sentence_transformers_inf.cli.tables import flips_table
@@ -35,6 +33,7 @@ def test_evaluate_prints_a_table_and_writes_json(tiny, tmp_path):
     records = write(tmp_path / "records.jsonl", *load_records("mini", "validation").select(range(8)))
     code, out, _ = call("inf-embed", "evaluate", tiny, "--data", records, "--json", tmp_path / "report.json")
     assert code == 0
+    assert "of 8 pairs obey: " in out
     assert "p-MRR" in out
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert set(METRICS) | {"per_type", "records"} <= set(report)
@@ -194,16 +193,16 @@ def test_a_value_that_cannot_be_is_one_line(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-def test_rankings_that_flip_are_shown_with_what_each_model_prefers():
+def test_rankings_that_flip_are_shown_with_what_each_model_prefers(monkeypatch, capsys):
     """Shown are only records that the trained model has right under both instructions and the base model under one."""
     records = load_records("mini", "test").select(range(4))
     first, second, third = [1, 2, 3], [2, 1, 3], [3, 2, 1]  # ranks of d+, d1, d2
     before = np.array([[first, first, third], [first, second, third], [second, second, third], [second, first, third]])
     after = np.array([[first, second, third]] * 4)
     results = [Result({}, ranks, np.zeros((4, 3)), ["q"] * 12, None) for ranks in (before, after)]
-    recorder = Console(record=True, width=300, file=io.StringIO())
-    recorder.print(flips_table(records, *results))
-    shown = recorder.export_text()
+    monkeypatch.setenv("COLUMNS", "300")
+    flips_table(records, *results).print()
+    shown = capsys.readouterr().out
     lines = [line for line in shown.splitlines() if "✓" in line]
     assert [line.count("✗") for line in lines] == [0, 1, 1, 0]
     for row, right in ((0, True), (1, False), (2, True), (3, False)):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 import time
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-from rich.table import Table
 from tqdm.auto import tqdm
 from typer import Argument, Exit, Option
 
-from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, PriceList, console, stderr
+from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, MaxCost, PriceList
+from sentence_transformers_inf.cli.checks import finite, need, output_folder
+from sentence_transformers_inf.cli.display import Table, print_line, quiet
 from sentence_transformers_inf.cli.errors import error_line
+from sentence_transformers_inf.escaping import visible
 
 if TYPE_CHECKING:
     from dataset_builder.errors import Stop
@@ -27,7 +30,9 @@ def build(
     pairs: Annotated[
         str, Option(help="microsoft/ms_marco, a Hub dataset, a BEIR folder, or a .jsonl/.csv/.tsv/.parquet file of pairs.")
     ],
-    output: Annotated[Path, Option(help="Folder of the build; the same command goes on where it stopped.")],
+    output: Annotated[
+        Path, Option(help="Folder of the build; the same command goes on where it stopped.", callback=output_folder)
+    ],
     model: Annotated[str, Option(help="Writes instructions, twins and passages.")] = "gpt-4o-mini",
     judge: Annotated[str, Option(help="Decides which tuples stand; a reasoning model.")] = "o3-mini",
     base_url: BaseUrl = None,
@@ -37,27 +42,31 @@ def build(
     query_column: Annotated[str, Option(help="Column with the query.")] = "query",
     passage_column: Annotated[str, Option(help="Column with the passage.")] = "passage",
     split: Annotated[str, Option(help="Split of a Hub dataset or BEIR folder.")] = "train",
-    limit: Annotated[Optional[int], Option(help="Read the first so many pairs only.")] = None,
-    sample: Annotated[Optional[int], Option(help="Take so many pairs at random.")] = None,
-    seed: Annotated[int, Option(help="Of the sample, instruction types, forms and the models.")] = 0,
+    limit: Annotated[Optional[int], Option(help="Read the first so many pairs only.", min=1)] = None,
+    sample: Annotated[Optional[int], Option(help="Take so many pairs at random.", min=1)] = None,
+    seed: Annotated[int, Option(help="Of the sample, instruction types, forms and the models.", min=0)] = 0,
     types: Annotated[
         Optional[str], Option(help="Weights of instruction types, as audience=2,source=1; default: evenly.")
     ] = None,
     judge_mode: Annotated[str, Option(help="'choice' (3 requests a record) or 'pairwise' (9).")] = "choice",
-    temperature: Annotated[float, Option(help="Of the writing model.")] = 0.8,
+    temperature: Annotated[float, Option(help="Of the writing model.", min=0, max=2, callback=finite)] = 0.8,
     effort: Effort = "medium",
     concurrency: Concurrency = 64,
     rpm: Annotated[Optional[int], Option(help="Most requests per minute.", min=1)] = None,
     tpm: Annotated[Optional[int], Option(help="Most tokens per minute.", min=1)] = None,
-    timeout: Annotated[float, Option(help="Seconds to wait for an answer.")] = 120.0,
-    max_cost: Annotated[Optional[float], Option(help="Most dollars for the whole folder.")] = None,
-    max_requests: Annotated[Optional[int], Option(help="Most requests of this run.")] = None,
-    max_failed: Annotated[float, Option(help="Share of failed records above which the exit status is 1.")] = 0.05,
+    timeout: Annotated[float, Option(help="Seconds to wait for an answer.", min=0.1, callback=finite)] = 120.0,
+    max_cost: MaxCost = None,
+    max_requests: Annotated[Optional[int], Option(help="Most requests of this run.", min=1)] = None,
+    max_failed: Annotated[
+        float, Option(help="Share of failed records above which the exit status is 1.", min=0, max=1, callback=finite)
+    ] = 0.05,
     price: PriceList = None,
-    prices_file: Annotated[Optional[Path], Option("--prices", help="A JSON file of prices.")] = None,
+    prices_file: Annotated[
+        Optional[Path], Option("--prices", help="A JSON file of prices.", exists=True, dir_okay=False)
+    ] = None,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Ask again for records that failed.")] = False,
     batch: Annotated[bool, Option("--batch", help="Use OpenAI's Batch API: half the price, within a day.")] = False,
-    batch_poll: Annotated[float, Option(help="Seconds between two looks at a batch.")] = 30.0,
+    batch_poll: Annotated[float, Option(help="Seconds between two looks at a batch.", min=0, callback=finite)] = 30.0,
     dry_run: Annotated[bool, Option("--dry-run", help="Print requests, tokens, price and time; send nothing.")] = False,
     executor: Annotated[Optional[str], Option(help="Run tasks with datatrove: local, slurm or ray.")] = None,
     tasks: Annotated[int, Option(help="Parts of the build, with --executor.", min=1)] = 1,
@@ -78,6 +87,8 @@ def build(
         raise ValueError("--batch needs no executor: its jobs run at the server")
     if tasks > 1 and executor is None:
         raise ValueError("--tasks needs --executor local, slurm or ray")
+    if not dry_run:
+        _check_means(base_url, local, executor, slurm_partition)
     if local is not None:
         model = judge = Path(local).name
         concurrency, timeout = 2, max(timeout, 600.0)
@@ -89,6 +100,7 @@ def build(
     prices = Prices(prices_file, price or (), factor=0.5 if batch else 1.0, free=local is not None)
     for name in (model, judge):
         prices.cost(name, 0, 0)
+    quiet()
     count = prepare(output, settings, tasks)
     if dry_run:
         _print_estimate(count, estimate(output, settings, limits, prices), prices)
@@ -97,26 +109,46 @@ def build(
     stopped: Stop | None = None
     try:
         if executor is not None:
-            try:
-                from dataset_builder import cluster
-            except ImportError as error:
-                hint = "pip install 'sentence-transformers-inf[scale]'"
-                raise ImportError(f"--executor needs datatrove: {hint} ({error})") from error
+            from dataset_builder import cluster
+
             step = cluster.BuildTask(output.resolve(), settings, limits, prices, base_url, retry_failed)
             cluster.run_tasks(executor, step, tasks, workers, slurm_partition, slurm_time)
             if executor == "slurm":
-                console.print("The tasks are with Slurm. When they have ended, the same command merges what they made.")
+                print_line("The tasks are with Slurm. When they have ended, the same command merges what they made.")
         else:
             from dataset_builder.run import run, run_sync
             from dataset_builder.server import local_server
 
             with contextlib.nullcontext(base_url) if local is None else local_server(local) as url:
                 here = functools.partial(run, output, settings, limits, prices, base_url=url, retry_failed=retry_failed)
-                log = functools.partial(tqdm.write, file=sys.stderr)
+
+                def log(line: str) -> None:
+                    tqdm.write(visible(line), file=sys.stderr)
+
                 run_sync(lambda: here(batch=batch, batch_poll=batch_poll, show_progress=True, log=log))
     except Stop as stop:
         stopped = stop
     _finish(output, settings, prices, tasks, max_failed, started, stopped, executor)
+
+
+def _check_means(base_url: str | None, local: str | None, executor: str | None, slurm_partition: str | None) -> None:
+    """Whether there is what a build runs with, before it reads a pair."""
+    from dataset_builder.language_model import read_key
+    from dataset_builder.server import model_file
+
+    if local is not None:
+        need("--local", "xllamacpp")
+        model_file(local)
+    else:
+        read_key(base_url)
+    if executor not in (None, "local", "slurm", "ray"):
+        raise ValueError(f"--executor {executor}: there are local, slurm and ray")
+    if executor is not None:
+        need("--executor", "datatrove")
+    if executor == "ray":
+        need("--executor ray", "ray")
+    if executor == "slurm" and not slurm_partition:
+        raise ValueError("--executor slurm needs a partition: --slurm-partition NAME")
 
 
 def _finish(
@@ -131,7 +163,7 @@ def _finish(
         report = export(output, settings, prices, tasks)
         _print_report(report, output, time.monotonic() - started)
     if stopped is not None and stopped.budget:
-        stderr.print(f"stopped: {stopped}; raise it and run the same command to go on", markup=False)
+        print_line(f"stopped: {stopped}; raise it and run the same command to go on", stderr=True)
         raise Exit(BUDGET)
     if stopped is not None:
         error_line(str(stopped))
@@ -153,9 +185,11 @@ def _weights(types: str | None) -> dict[str, float] | None:
     for part in types.split(","):
         name, _, weight = part.partition("=")
         try:
-            weights[name.strip()] = float(weight or 1)
-        except ValueError as error:
-            raise ValueError(f"--types {types}: expected TYPE=WEIGHT,TYPE=WEIGHT, got {part!r}") from error
+            weights[name.strip()] = number = float(weight or 1)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < math.inf:
+            raise ValueError(f"--types {types}: expected TYPE=WEIGHT,TYPE=WEIGHT, got {part!r}")
     return weights
 
 
@@ -169,40 +203,37 @@ def _print_estimate(count: int, estimate: Estimate, prices: Prices) -> None:
         ("price", f"${estimate.cost:,.2f} (prices of {prices.as_of})"),
         ("time", f"{estimate.minutes:,.1f} minutes"),
     ]
-    table = Table(title="Estimate, as if every record reached the judge", title_justify="left", show_header=False)
+    table = Table("", ">estimate", title="As if every record reached the judge")
     for cell in cells:
-        table.add_row(*cell)
-    console.print(table)
+        table.add(*cell)
+    table.print()
 
 
 def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
     title = f"{report['pairs']} pairs in {seconds / 60:.1f} minutes, ${report['cost']:.4f}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("outcome")
-    table.add_column("pairs", justify="right")
+    table = Table("outcome", ">pairs", title=title)
+    reasons = list(report["reasons"].items())[:12]
     for name in ("kept", "rejected", "failed", "unfinished"):
         if report[name] or name != "unfinished":
-            table.add_row(name, str(report[name]))
-    table.add_section()
-    for reason, number in list(report["reasons"].items())[:12]:
-        table.add_row(f"  {reason}", str(number))
-    console.print(table)
-    line = f"The tuples are in {output}/train.parquet, the report in {output}/report.md"
-    console.print(line, markup=False, soft_wrap=True)
+            table.add(name, str(report[name]))
+    for reason, number in reasons:
+        table.add(f"  {reason}", str(number))
+    table.print()
+    what = f"{report['kept']} tuples are" if report["kept"] else "No tuple was kept; the empty table is"
+    print_line(f"{what} in {output}/train.parquet, the report in {output}/report.md")
     _print_first(output / "train.parquet")
 
 
 def _print_first(path: Path) -> None:
     """Show one record, so that a user sees what was made."""
+    from sentence_transformers_inf.escaping import shortened
     from sentence_transformers_inf.reading import read_table
     from sentence_transformers_inf.records import REQUIRED_COLUMNS
 
     for _, record in islice(read_table(path), 1):
-        console.print("\nThe first record:")
+        print_line("\nThe first record:")
         for column in REQUIRED_COLUMNS:
-            text = " ".join(record[column].split())
-            shown = text if len(text) <= 160 else f"{text[:159]}…"
-            console.print(f"  {column}: {shown}", markup=False, soft_wrap=True)
+            print_line(f"  {column}: {shortened(record[column], 160)}")
 
 
 def repair(output: Annotated[Path, Argument(help="Folder of a build whose ledger is damaged.")]) -> None:
@@ -217,7 +248,7 @@ def repair(output: Annotated[Path, Argument(help="Folder of a build whose ledger
     for path in found:
         try:
             Ledger(path).close()
-            console.print(f"{path}: nothing is wrong with it", markup=False)
+            print_line(f"{path}: nothing is wrong with it")
         except (LedgerError, sqlite3.Error):
             saved, aside = repair_ledger(path)
-            console.print(f"{path}: {saved} answers saved; the damaged file is now {aside.name}", markup=False)
+            print_line(f"{path}: {saved} answers saved; the damaged file is now {aside.name}")

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-from rich.table import Table
 from typer import Argument, Exit, Option
 
-from dataset_builder.cli.options import FAILED, Records, console
+from dataset_builder.cli.options import FAILED, Records
+from sentence_transformers_inf.cli.checks import output_file, output_folder
+from sentence_transformers_inf.cli.display import Table, print_line, quiet, status
 
 if TYPE_CHECKING:
     from dataset_builder.checks import CheckReport
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 def analyze(
     data: Annotated[str, Argument(help="InF-IR, Promptriever's or FollowIR's data: a file, folder or Hub id.")],
-    output: Annotated[Path, Option(help="Folder for the report (HTML, JSON) and the map (PNG, SVG).")],
+    output: Annotated[
+        Path, Option(help="Folder for the report (HTML, JSON) and the map (PNG, SVG).", callback=output_folder)
+    ],
     compare: Annotated[Optional[list[str]], Option(help="Another corpus; may be repeated.")] = None,
     model: Annotated[
         str, Option(help="Embedding model: any SentenceTransformer.")
@@ -25,42 +28,39 @@ def analyze(
     split: Annotated[str, Option(help="Split of the corpora that have several.")] = "train",
     sample: Annotated[int, Option(help="Most texts of a kind that are measured.", min=2)] = 10_000,
     limit: Annotated[int, Option(help="Most rows that are read of a corpus; an InF-IR record has three.", min=1)] = 100_000,
-    seed: Annotated[int, Option(help="Of the samples and the map.")] = 0,
+    seed: Annotated[int, Option(help="Of the samples and the map.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """How varied a corpus is, beside others: similarity, n-grams, and a map of instructions, queries and passages."""
-    import datasets
     from sentence_transformers import SentenceTransformer
 
     from dataset_builder import diversity
     from sentence_transformers_inf.corpora import load_rows
     from sentence_transformers_inf.records import record_splits
 
-    datasets.disable_progress_bars()
+    quiet()
     corpora = {}
     for source in dict.fromkeys([data, *(compare or [])]):
         splits = record_splits(source)
         corpora[source] = load_rows(source, splits[0] if len(splits) == 1 else split, limit)
     encoder = SentenceTransformer(model)
-    with console.status("") as status:
+    with status() as say:
 
         def encode(texts: list[str]) -> Any:
-            status.update(f"Embedding {len(texts)} texts")
+            say(f"Embedding {len(texts)} texts")
             return encoder.encode(texts, show_progress_bar=False)
 
         found, embeddings = diversity.analyse(corpora, encode, sample, seed)
-        status.update("Drawing the map")
+        say("Drawing the map")
         diversity.write_report(found, embeddings, output, model, seed)
-    table = Table(title="Diversity, on samples of one size", title_justify="left")
-    for column in ("", "corpus", "distinct texts", "sampled", "APS ↓", "INGF-1 ↑", "INGF-2 ↑", "INGF-3 ↑", "distinct-2 ↑"):
-        table.add_column(column, justify="left" if column in ("", "corpus") else "right")
+    columns = (">distinct texts", ">sampled", ">APS ↓", ">INGF-1 ↑", ">INGF-2 ↑", ">INGF-3 ↑", ">distinct-2 ↑")
+    table = Table("corpus", *columns, title="Diversity, on samples of one size")
     for kind, of_kind in found.items():
         for name, entry in of_kind.items():
             frequencies = (f"{entry.ngrams[n].inter_sample_frequency:,.0f}" for n in (1, 2, 3))
             numbers = (f"{entry.distinct_texts:,}", f"{entry.sampled:,}", f"{entry.similarity:.4f}", *frequencies)
-            table.add_row(kind, name, *numbers, f"{entry.ngrams[2].distinct_share:.3f}")
-        table.add_section()
-    console.print(table)
-    console.print(f"The report is {output / 'report.html'}", markup=False, soft_wrap=True)
+            table.add(f"{name}: {kind}", *numbers, f"{entry.ngrams[2].distinct_share:.3f}")
+    table.print()
+    print_line(f"The report is {output / 'report.html'}")
 
 
 def check(
@@ -69,19 +69,23 @@ def check(
         Optional[list[str]],
         Option(help="An evaluation set: an MTEB task or benchmark, or a .txt/.jsonl/.csv file; may be repeated."),
     ] = None,
-    json_file: Annotated[Optional[Path], Option("--json", help="Write the report to this file.")] = None,
+    json_file: Annotated[
+        Optional[Path], Option("--json", help="Write the report to this file.", callback=output_file)
+    ] = None,
 ) -> None:
     """Check records before publishing: schema, duplicates, leakage, overlap of splits, evaluation texts."""
     report = check_source(data, against or [])
-    table = Table(title=f"{data}: {sum(report.records.values())} records", title_justify="left")
-    for column in ("", "finding", "records", "the first"):
-        table.add_column(column, justify="right" if column == "records" else "left")
-    for kind, found in (("error", report.errors), ("warning", report.warnings)):
-        for finding, number in found.most_common():
-            table.add_row(kind, finding, str(number), ", ".join(report.examples[finding][:2]))
-    console.print(table if report.errors or report.warnings else f"{data}: nothing found", markup=False)
     if json_file is not None:
         json_file.write_text(json.dumps(vars(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    title = f"{data}: {sum(report.records.values())} records"
+    table = Table("finding", ">records", "", "the first", title=title)
+    for kind, found in (("error", report.errors), ("warning", report.warnings)):
+        for finding, number in found.most_common():
+            table.add(finding, str(number), kind, ", ".join(report.examples[finding][:2]))
+    if report.errors or report.warnings:
+        table.print()
+    else:
+        print_line(f"{data}: nothing found")
     if report.errors:
         raise Exit(FAILED)
 
@@ -90,16 +94,14 @@ def check_source(source: str, against: list[str]) -> CheckReport:
     """Check what a corpus would be published as: an output folder of a build is split first."""
     import tempfile
 
-    import datasets
-
     from dataset_builder.checks import check_records, read_evaluation_texts
     from dataset_builder.publish import build_splits
     from sentence_transformers_inf.records import load_records, record_splits
 
+    quiet()
     texts = read_evaluation_texts(against)
     if not (Path(source) / "report.json").is_file():
         return check_records({split: load_records(source, split) for split in record_splits(source)}, texts)
-    datasets.disable_progress_bars()
     load_records(source)  # the schema
     with tempfile.TemporaryDirectory() as cache:
         return check_records(dict(build_splits(source, "default", Path(cache))), texts)
@@ -116,17 +118,14 @@ def publish(
     despite_errors: Annotated[bool, Option("--despite-errors", help="Publish although the check finds errors.")] = False,
 ) -> None:
     """Push a corpus to the Hub as Parquet with a card, private unless --public."""
-    import datasets
-
     from dataset_builder import publish as hub
 
     if repo.count("/") != 1:
         raise ValueError(f"--repo {repo}: expected user/name")
-    datasets.disable_progress_bars()
     report = check_source(source, against or [])
     if report.errors and not despite_errors:
         finding, number = report.errors.most_common(1)[0]
         hint = "(see `inf-ir check`; --despite-errors publishes)"
         raise ValueError(f"{source}: {number} records with this error: {finding} {hint}")
     url = hub.publish(source, repo, public=public, revision=revision)
-    console.print(f"Pushed: {url}", markup=False, soft_wrap=True)
+    print_line(f"Pushed: {url}")

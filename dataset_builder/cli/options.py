@@ -1,12 +1,10 @@
-"""What several commands share: their consoles, exit statuses and options."""
+"""What several commands share: exit statuses and options."""
 
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 
-console = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+from sentence_transformers_inf.cli.checks import finite, server
 
 FAILED, CANNOT, BUDGET = 1, 2, 3
 """Exit statuses: more failures than ``--max-failed``; the run cannot go on; a limit on cost or requests was reached."""
@@ -14,9 +12,13 @@ FAILED, CANNOT, BUDGET = 1, 2, 3
 Records = Annotated[str, typer.Argument(help="InF-IR records: 'mini', a file, a folder, or a Hub dataset id.")]
 Effort = Annotated[str, typer.Option(help="Reasoning effort of a reasoning model.")]
 BaseUrl = Annotated[
-    Optional[str], typer.Option(help="An OpenAI-compatible server, as vLLM or Ollama.", envvar="OPENAI_BASE_URL")
+    Optional[str],
+    typer.Option(help="An OpenAI-compatible server, as vLLM or Ollama.", envvar="OPENAI_BASE_URL", callback=server),
 ]
 PriceList = Annotated[
     Optional[list[str]], typer.Option(help="MODEL=INPUT,OUTPUT in dollars per million tokens; may be repeated.")
 ]
-Concurrency = Annotated[int, typer.Option(help="Requests in flight.", min=1)]
+Concurrency = Annotated[int, typer.Option(help="Requests in flight.", min=1, max=10_000)]
+MaxCost = Annotated[
+    Optional[float], typer.Option(help="Most dollars for what is written, all runs together.", min=0, callback=finite)
+]

@@ -1,16 +1,9 @@
 """The command ``inf-embed``: train, evaluate, search, demo. The only place of the plugin that parses or prints."""
 
-import typer
-
 from sentence_transformers_inf.cli import demo, evaluate, hub, search, train
-from sentence_transformers_inf.cli.errors import run
+from sentence_transformers_inf.cli.errors import application, run
 
-app = typer.Typer(
-    help="Train, measure and use embedding models that obey instructions.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = application("Train, measure and use embedding models that obey instructions.", "inf-embed")
 app.command(context_settings=train.CONTEXT, add_help_option=False)(train.train)
 for command in (hub.push, hub.card, evaluate.evaluate, train.ablate, search.search, search.passages, demo.demo):
     app.command()(command)
@@ -18,4 +11,4 @@ for command in (hub.push, hub.card, evaluate.evaluate, train.ablate, search.sear
 
 def main() -> None:
     """Run the command line; see :func:`~sentence_transformers_inf.cli.errors.run`."""
-    run(app, "INF_EMBED_TRACEBACK")
+    run(app, "inf-embed")

@@ -1,32 +1,81 @@
 """What a user can mend is one line on stderr; shared with ``inf-ir``."""
 
+import importlib.metadata
+import io
 import os
 import sys
+from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from sentence_transformers_inf.cli.checks import pip_line
+from sentence_transformers_inf.cli.display import print_line, print_text
 
 CANNOT = 2
 """Exit status of a command that cannot do what it was asked to do."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
 
-def run(app: typer.Typer, traceback_variable: str) -> None:
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of Click, or of Typer, which has taken Click in
+
+
+def application(help: str, name: str) -> typer.Typer:
+    """Commands under one name, with ``--version``."""
+    app = typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            print_line(f"{name} {importlib.metadata.version('sentence-transformers-inf')}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
+
+
+def run(app: typer.Typer, program: str) -> None:
     """Run a command line; what the user can mend is one line on stderr and exit status 2.
 
     Args:
         app: The commands.
-        traceback_variable: The environment variable that asks for the traceback instead.
+        program: Its name. With ``INF_EMBED_TRACEBACK`` or ``INF_IR_TRACEBACK`` in the environment, the traceback is shown.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where its encoding lacks a character
     try:
-        app()
+        status = app(standalone_mode=False)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print_text(str(error))
+        else:
+            context = getattr(error, "ctx", None)
+            hint = f" ({context.command_path} --help lists the options)" if context is not None else ""
+            error_line(f"{error.format_message()}{hint}")  # type: ignore[attr-defined]
+        status = CANNOT
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):
+            raise error.__cause__ from None
+        status = INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError) as error:
-        if os.environ.get(traceback_variable):
+        if os.environ.get(f"{program.replace('-', '_').upper()}_TRACEBACK"):
             raise
-        error_line(str(error))
-        sys.exit(CANNOT)
+        module = getattr(error, "name", None)  # of an ImportError
+        hint = pip_line(module, program) if module else None
+        error_line(str(error) if hint is None else f"this needs {module}: {hint}")
+        status = CANNOT
+    if status == INTERRUPTED:
+        print_line("interrupted", stderr=True)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def error_line(text: str) -> None:
     """Print ``error: `` and a text, in one line, on stderr."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"error: {' '.join(text.split())}", markup=False)
+    print_line(f"error: {' '.join(text.split())}", stderr=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.tables import benchmark_table, comparison_table, console, metrics_table, print_line
+from sentence_transformers_inf.cli.checks import need, output_file, output_folder
+from sentence_transformers_inf.cli.display import print_line, quiet
+from sentence_transformers_inf.cli.tables import benchmark_table, comparison_table, metrics_table, obedience
 
 
 def evaluate(
@@ -25,8 +25,10 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[Optional[str], typer.Option(help="Split of the data; default: test, else validation.")] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the measurements to this file.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
+    json_file: Annotated[
+        Optional[Path], typer.Option("--json", help="Write the measurements to this file.", callback=output_file)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.", min=1)] = 32,
     passage_embeddings: Annotated[
         Optional[str], typer.Option(help="The passages' vectors from elsewhere, as for train.")
     ] = None,
@@ -45,6 +47,7 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Folder for the benchmark's results, in MTEB's layout.")] = Path("results"),
 ) -> None:
     """Measure how well a model obeys instructions, and how it retrieves without them."""
+    quiet()
     if benchmark is not None:
         options: dict[str, Any] = {"tasks": tasks, "data": data, "no_instruction": no_instruction, "batch_size": batch_size}
         _run_benchmark([model, *(compare or [])], benchmark, output, json_file, options)
@@ -74,10 +77,11 @@ def evaluate(
         report["base"] = before.means()
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    title = f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records"
-    console.print(metrics_table(title, means, per_type))
+    print_line(f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records, values times 100")
+    metrics_table(means, per_type, len(records)).print()
     if before is not None:
-        console.print(comparison_table(before, result, f"{len(records)} records"))
+        comparison_table(before, result, f"{len(records)} records").print()
+    print_line(obedience(result, before))
 
 
 def _choose_records(model: str, recipe: dict[str, Any], data: str, split: str | None) -> tuple[Any, str | None, bool]:
@@ -112,15 +116,6 @@ def _load_base(recipe: dict[str, Any]) -> Any:
         return None
 
 
-@contextlib.contextmanager
-def needs_mteb() -> Iterator[None]:
-    """Turn a failed import of MTEB into a line about what to install."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"benchmarks run through MTEB: pip install 'sentence-transformers-inf[eval]' ({error})") from error
-
-
 def _run_benchmark(
     models: list[str],
     benchmark: str,
@@ -128,11 +123,13 @@ def _run_benchmark(
     json_file: Optional[Path],
     options: dict[str, Any],
 ) -> None:
-    with needs_mteb():
-        from sentence_transformers_inf.evaluation.mteb import run_benchmark
+    need("--benchmark", "mteb")
+    output_folder(output)
+    from sentence_transformers_inf.evaluation.mteb import run_benchmark
+
     scores = run_benchmark(models, benchmark, output, log=print_line, **options)
-    console.print(benchmark_table(benchmark, models, scores, options["no_instruction"]))
-    print_line(f"The results are in {output}, in MTEB's layout")
     if json_file is not None:
         report = {"benchmark": benchmark, "rows": [dataclasses.asdict(score) for score in scores]}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    benchmark_table(benchmark, models, scores, options["no_instruction"]).print()
+    print_line(f"The results are in {output}, in MTEB's layout")

@@ -6,8 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.evaluate import needs_mteb
-from sentence_transformers_inf.cli.tables import print_line
+from sentence_transformers_inf.cli.checks import existing, need
+from sentence_transformers_inf.cli.display import print_line, quiet
 from sentence_transformers_inf.reading import read_json
 
 
@@ -19,26 +19,38 @@ def card(
     ] = None,
 ) -> None:
     """Write the model's card anew, with results of evaluate in it."""
+    existing([model, *(results or [])])
+    for path in results or []:
+        if path.is_dir():
+            need(f"{path}: reading the results of a benchmark", "mteb")
     from sentence_transformers_inf.hub.card import add_results, write_model_card
 
+    quiet()
     if not (model / "modules.json").is_file():
         raise FileNotFoundError(f"{model}: there is no saved model here")
     for path in results or []:
         if path.is_dir():
-            with needs_mteb():
-                from sentence_transformers_inf.evaluation.mteb import read_results
+            from sentence_transformers_inf.evaluation.mteb import read_results
+
             rows = [dataclasses.asdict(row) for row in read_results(str(model), path)]
         else:
             try:
                 report = read_json(path)
                 rows = report.get("rows", [report])
                 rows = [row for row in rows if Path(row["model"]).resolve() == model.resolve()]
-            except (ValueError, AttributeError, LookupError, TypeError) as error:
-                raise ValueError(f"{path}: this is not what evaluate --json wrote: write it again ({error!r})") from error
+            except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+                raise _no_report(path, error) from error
         if not rows:
             raise ValueError(f"{path}: there are no results of {model} here")
-        add_results(model, [row for row in rows if "per_type" in row], [row for row in rows if "task" in row])
+        try:
+            add_results(model, [row for row in rows if "task" not in row], [row for row in rows if "task" in row])
+        except ValueError as error:
+            raise _no_report(path, error) from error
     print_line(f"The card is {write_model_card(model)}")
+
+
+def _no_report(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: this is not what evaluate --json wrote: write it again ({error})")
 
 
 def push(
@@ -48,7 +60,9 @@ def push(
     revision: Annotated[Optional[str], typer.Option(help="Branch to push to.")] = None,
 ) -> None:
     """Push a model and its card to the Hub, private unless --public."""
+    existing([model])
     from sentence_transformers_inf.hub.push import push_model
 
+    quiet()
     url = push_model(model, repo, public=public, revision=revision)
     print_line(f"Pushed: {url}")

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.util
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from sentence_transformers_inf.cli.tables import console, print_line
+from sentence_transformers_inf.cli.checks import existing, need, output_folder
+from sentence_transformers_inf.cli.display import Table, print_line, print_text, quiet
+from sentence_transformers_inf.cli.tables import obedience, trained_table
 from sentence_transformers_inf.recipe import read_yaml
 
 if TYPE_CHECKING:
@@ -30,12 +30,21 @@ def train(context: typer.Context) -> None:
     if "--help" in context.args or "--help-all" in context.args:
         _print_help(everything="--help-all" in context.args)
         return
+    from transformers.integrations import get_available_reporting_integrations
+
+    from sentence_transformers_inf.cli.progress import measured, report_progress
     from sentence_transformers_inf.corpora import load_training_data
     from sentence_transformers_inf.hub.errors import claim_repo
     from sentence_transformers_inf.records import record_splits
     from sentence_transformers_inf.training import InstructionTrainer
 
     script, args = parse(context.args)
+    quiet()
+    output_folder(Path(str(args.output_dir)))
+    if args.lora_r or (args.update == "queries" and args.lora_r is None and args.passage_embeddings is None):
+        need("a LoRA", "peft")
+    if missing := sorted({*args.report_to} - {"none", "all", *get_available_reporting_integrations()}):
+        raise ImportError(f"--report-to {missing[0]}: it is not installed: pip install {missing[0]}")
     if args.push_to_hub:  # a refusal now and not after the training
         if args.hub_model_id is None:
             raise ValueError("--push-to-hub needs --hub-model-id user/name")
@@ -50,11 +59,17 @@ def train(context: typer.Context) -> None:
                 "held out of training to measure on"
             )
         print_line(trainer.summary())
+    before = measured(trainer)
+    report_progress(trainer, before)
     trainer.train()
     trainer.run_folder.remove_checkpoints()
+    after = measured(trainer)
+    if before is not None and after is not None:
+        trained_table(before, after).print()
+        print_line(obedience(after, before))
     if is_main:
         print_line(
-            f"\nThe model is in {args.output_dir}. Measure it: inf-embed evaluate {args.output_dir} --data {script.data}"
+            f"The model is in {args.output_dir}. Measure it: inf-embed evaluate {args.output_dir} --data {script.data}"
         )
     if args.push_to_hub:
         url = trainer.push_to_hub()
@@ -113,18 +128,16 @@ def _parser(types: list[Any]) -> Any:
 
 
 def _print_help(everything: bool) -> None:
-    from rich.table import Table
-
     if everything:
-        print_line(_parser(_types()).format_help())
+        print_text(_parser(_types()).format_help())
         return
-    table = Table(title="inf-embed train [--config FILE] [ARGUMENTS]", title_justify="left", show_header=False, box=None)
+    table = Table("argument", "meaning", title="inf-embed train [--config FILE] [ARGUMENTS]")
     own = [name for of_type in _types() for name in of_type.__annotations__]
     for entry in (entry for entry in _fields() if entry.name in own):
-        table.add_row(", ".join(reversed(_names(entry))), entry.metadata["help"])
-    console.print(table)
+        table.add(", ".join(reversed(_names(entry))), entry.metadata["help"])
+    table.print()
     print_line(
-        "\nEvery other argument of Sentence Transformers' and transformers' trainers works as well, for example "
+        "Every other argument of Sentence Transformers' and transformers' trainers works as well, for example "
         "--report-to wandb or --push-to-hub --hub-model-id user/name; --help-all lists them. --config reads arguments from "
         "a YAML file, by their names with underscores. After an interruption, the same command goes on where it stopped."
     )
@@ -132,19 +145,26 @@ def _print_help(everything: bool) -> None:
 
 def ablate(
     config: Annotated[Path, typer.Argument(help="A YAML file: data, evaluate, seeds, settings, grid, cells.")],
-    output: Annotated[Path, typer.Option(help="Folder for results and report; the same command goes on where it stopped.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for results and report; the same command goes on where it stopped.", callback=output_folder
+        ),
+    ],
 ) -> None:
     """Train and measure every cell of a grid, the baseline without instructions always among them."""
-    import datasets
-    from rich.markdown import Markdown
-
+    existing([config])
+    need("an ablation draws charts and", "matplotlib")
+    from sentence_transformers_inf.cli.progress import report_progress
     from sentence_transformers_inf.training.ablation import read_config, run_ablation
     from sentence_transformers_inf.training.ablation_report import write_report
 
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("the charts need matplotlib: pip install 'sentence-transformers-inf[eval]'")
-    datasets.disable_progress_bars()
+    quiet()
     ablation = read_config(config)
-    rows = run_ablation(ablation, output, lambda line: console.print(line, markup=False), show_progress=sys.stderr.isatty())
-    console.print(Markdown(write_report(ablation, rows, output)))
+    rows = run_ablation(ablation, output, print_line, report_progress)
+    header, *lines = write_report(ablation, rows, output)
+    table = Table(header[0], *(f">{name}" for name in header[1:]))
+    for cells in lines:
+        table.add(*cells)
+    table.print()
     print_line(f"The table and the charts are in {output}")

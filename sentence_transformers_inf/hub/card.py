@@ -7,6 +7,7 @@ is a comment with a hash of the rest: :func:`is_generated` tells by it whether s
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 
+from sentence_transformers_inf.escaping import markdown_environment, visible
 from sentence_transformers_inf.evaluation import METRIC_NAMES, METRICS
 from sentence_transformers_inf.modules import (
     InstructionQueryAttention,
@@ -46,9 +48,13 @@ def add_results(
             ``split``, ``records`` (their number), the metrics, ``per_type``, and, if there is one to compare with,
             ``base`` (the metrics of the base model).
         benchmarks: Fields of :class:`~sentence_transformers_inf.evaluation.mteb.BenchmarkScore`.
+
+    Raises:
+        ValueError: They are not of that shape, or what is in ``results.json`` already is not; or a number is not finite.
     """
     path = Path(folder) / RESULTS_FILE
-    old = _NO_RESULTS | _read(path)
+    old = _read_results(folder)
+    _check({"records": list(records), "benchmarks": list(benchmarks)})
     by_data = {(entry["data"], entry["split"]): entry for entry in (*old["records"], *records)}
     by_task = {(row["task"], row["metric"], row["instructed"]): row for row in (*old["benchmarks"], *benchmarks)}
     merged = {"records": list(by_data.values()), "benchmarks": list(by_task.values())}
@@ -71,15 +77,15 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
     adapter = _read(folder / ADAPTER_FILE)
     if adapter:
         adapter["mib"] = sum(path.stat().st_size for path in model_files(folder, "*.safetensors")) / 2**20
-    name = folder.resolve().name if name is None else name
-    recipe, results = read_recipe(folder) or {}, _NO_RESULTS | _read(folder / RESULTS_FILE)
+    name = visible(folder.resolve().name if name is None else name)
+    recipe, results = read_recipe(folder) or {}, _read_results(folder)
     settings = recipe.get("settings", {})
     if "passage_embeddings" in settings:
         settings["passage_embeddings"] = Path(settings["passage_embeddings"]).name
     base, data = (_shown(recipe.get(key), recipe.get(f"{key}_on_hub", False)) for key in ("base", "data"))
-    card = ModelCard.from_template(
-        card_data=_metadata(name, base, data, recipe, results),
-        template_path=str(TEMPLATE),
+    template = markdown_environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+    card = template.render(
+        card_data=_metadata(name, base, data, recipe, results).to_yaml(),
         name=name,
         base=base,
         data=data,
@@ -96,7 +102,7 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
         metrics=METRIC_NAMES,
         benchmarks=_benchmark_rows(results["benchmarks"]),
     )
-    text = card.content.rstrip()
+    text = card.rstrip()
     return ModelCard(f"{text}\n\n{_mark(text)}\n")
 
 
@@ -138,12 +144,59 @@ def _metadata(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); write it again, or delete it") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}; write it again, or delete it")
+    return found
+
+
+def _read_results(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / RESULTS_FILE
+    results = _NO_RESULTS | _read(path)
+    try:
+        _check(results)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; write it again, or delete it") from error
+    return results
+
+
+def _check(results: Mapping[str, Any]) -> None:
+    """Whether results are of the shape that a card is made of; the error says what is not."""
+    for kind, texts, others, numbers in (
+        ("records", ("data",), ("data_on_hub", "split", "per_type"), ("records", *METRICS)),
+        ("benchmarks", ("task", "metric", "dataset"), ("instructed", "revision", "split"), ("score",)),
+    ):
+        if not isinstance(results[kind], list):
+            raise ValueError(f"{kind!r} is no list")
+        for row in results[kind]:
+            _check_row(row, texts, others, numbers)
+            if kind == "records":
+                if not isinstance(row["per_type"], dict):
+                    raise ValueError("'per_type' is no JSON object")
+                for values in row["per_type"].values():
+                    _check_row(values, (), (), ("records", "p_mrr", "pair_accuracy"))
+                if row.get("base") is not None:
+                    _check_row(row["base"], (), (), METRICS)
+
+
+def _check_row(row: Any, texts: Sequence[str], others: Sequence[str], numbers: Sequence[str]) -> None:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
+    if missing := [key for key in (*texts, *others, *numbers) if key not in row]:
+        raise ValueError(f"the key {missing[0]!r} is missing")
+    for key in (*texts, *numbers):
+        value = row[key]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not (isinstance(value, str) if key in texts else is_number):
+            raise ValueError(f"{key!r} is {str(value)[:40]!r}, not a {'text' if key in texts else 'number'}")
 
 
 def _shown(source: str | None, on_hub: bool) -> str | None:
     """The id of a dataset or model on the Hub, else the file's name without the path that leads to it."""
-    return source if on_hub or source is None else Path(source).name
+    return source if source is None else visible(source if on_hub else Path(source).name)
 
 
 def _eval_results(results: dict[str, Any]) -> list[EvalResult]:

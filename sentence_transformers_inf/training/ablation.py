@@ -144,7 +144,10 @@ def read_config(path: Path) -> Ablation:
 
 
 def run_ablation(
-    ablation: Ablation, output: Path, say: Callable[[str], None] = lambda line: None, show_progress: bool = True
+    ablation: Ablation,
+    output: Path,
+    say: Callable[[str], None] = lambda line: None,
+    watch: Callable[[InstructionTrainer], None] = lambda trainer: None,
 ) -> list[CellResult]:
     """Train and measure every cell that has not been yet.
 
@@ -153,7 +156,7 @@ def run_ablation(
         output: Folder for a result per cell and seed. What is there already is not run again, and a cell that was
             interrupted goes on where it stopped. The trained models are not kept.
         say: Told of every cell.
-        show_progress: Show a progress bar in training.
+        watch: Given every trainer before it trains, for example to show its progress.
 
     Returns:
         The base model's row, then those of the cells.
@@ -185,7 +188,7 @@ def run_ablation(
 
         def cell(folder: Path = folder, options: dict[str, Any] = options, seed: int = seed) -> dict[str, Any]:
             if not RunFolder(folder / "model").is_finished:
-                _train(options, folder / "model", seed, show_progress)
+                _train(options, folder / "model", seed, watch)
             recipe = read_recipe(folder / "model") or {}
             return {**measured(load_instruction_model(folder / "model")), "minutes": recipe.get("minutes")}
 
@@ -204,9 +207,11 @@ def _once(path: Path, settings: dict[str, Any], ablation: Ablation, run: Callabl
     """The result in ``path``; made and written there, whole or not at all, if there is none."""
     asked = json.loads(json.dumps({"settings": settings, "evaluate": ablation.evaluate}))
     if path.exists():
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = _read_json(path)
+        if not {*asked, "means", "per_type", "values"} <= result.keys():
+            raise ValueError(f"{path} is no result of an ablation: name another --output, or delete it")
         if {key: result[key] for key in asked} != asked:
-            raise ValueError(f"{path} is of other settings: name another output, or delete it")
+            raise ValueError(f"{path} is of other settings: name another --output, or delete it")
         return result
     result = {**asked, **run()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,10 +221,12 @@ def _once(path: Path, settings: dict[str, Any], ablation: Ablation, run: Callabl
     return result
 
 
-def _train(options: dict[str, Any], output: Path, seed: int, show_progress: bool) -> None:
+def _train(options: dict[str, Any], output: Path, seed: int, watch: Callable[[InstructionTrainer], None]) -> None:
     """Train one cell with one seed."""
-    script, args = _arguments(options, output_dir=str(output), seed=seed, disable_tqdm=not show_progress, report_to="none")
-    InstructionTrainer(script.base, args, *load_training_data(script.data, script.max_records)).train()
+    script, args = _arguments(options, output_dir=str(output), seed=seed, report_to="none")
+    trainer = InstructionTrainer(script.base, args, *load_training_data(script.data, script.max_records))
+    watch(trainer)
+    trainer.train()
 
 
 def _arguments(options: dict[str, Any], **settings: Any) -> tuple[ScriptArguments, InstructionTrainingArguments]:
@@ -271,11 +278,25 @@ def _cell_result(
     )
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}): delete it") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}: delete it")
+    return found
+
+
 def _cost(options: dict[str, Any]) -> tuple[float, float]:
     """Tokens and dollars of the build that made a cell's data."""
     report = Path(str(options.get("data", ""))) / "report.json"
     if not report.is_file():
         return math.nan, math.nan
-    usage = json.loads(report.read_text(encoding="utf-8"))["usage"].values()
-    tokens = sum(total["prompt_tokens"] + total["completion_tokens"] for total in usage)
-    return float(tokens), float(sum(total["cost"] for total in usage))
+    try:
+        usage = _read_json(report)["usage"].values()
+        tokens = sum(total["prompt_tokens"] + total["completion_tokens"] for total in usage)
+        return float(tokens), float(sum(total["cost"] for total in usage))
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{report}: this is no report of inf-ir build: move it elsewhere ({error!r})") from error

@@ -8,28 +8,31 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 
+from sentence_transformers_inf.escaping import markdown, shortened
 from sentence_transformers_inf.evaluation import METRIC_NAMES
 from sentence_transformers_inf.records import load_records
 from sentence_transformers_inf.training.ablation import BASELINE, Ablation, CellResult
 
 
-def write_report(ablation: Ablation, rows: list[CellResult], folder: Path) -> str:
+def write_report(ablation: Ablation, rows: list[CellResult], folder: Path) -> list[list[str]]:
     """Write ``report.json``, ``report.md``, ``ablation.png`` and, with instruction types, ``types.png``, both also as SVG.
 
     Returns:
-        The Markdown table.
+        The table: its header, then its rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = _markdown(ablation, rows)
+    table = _table(ablation, rows)
     best = max(rows[1:], key=lambda row: row.means["p_mrr"])
-    (folder / "report.md").write_text(f"{table}\n{_failures(ablation, best)}", encoding="utf-8")
+    (folder / "report.md").write_text(f"{_markdown(table)}\n{_failures(ablation, best)}", encoding="utf-8")
     report = json.dumps([asdict(row) for row in rows], indent=2)
     (folder / "report.json").write_text(re.sub(r"\bNaN\b", "null", report) + "\n", encoding="utf-8")
-    _draw_cells(ablation, rows, folder)
-    if rows[0].per_type:
-        _draw_types(rows[0], best, folder)
+    with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
+        _draw_cells(ablation, rows, folder)
+        if rows[0].per_type:
+            _draw_types(rows[0], best, folder)
     return table
 
 
@@ -44,12 +47,11 @@ _ELSEWHERE = {
 """What is measured beside the records, and its name in the table."""
 
 
-def _markdown(ablation: Ablation, rows: list[CellResult]) -> str:
+def _table(ablation: Ablation, rows: list[CellResult]) -> list[list[str]]:
     names = {metric: METRIC_NAMES[metric] for metric in ("p_mrr", "pair_accuracy", "ndcg_at_10", "plain_ndcg_at_10")}
     names |= {metric: name for metric, name in _ELSEWHERE.items() if metric in rows[0].means}
     costs = [name for name in ("minutes", "tokens", "dollars") if any(math.isfinite(getattr(row, name)) for row in rows)]
-    header = ["", *names.values(), f"p-MRR over {BASELINE}", *costs]
-    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
+    lines = [["", *names.values(), f"p-MRR over {BASELINE}", *costs]]
     for row in rows:
         cells = [
             f"{row.means[metric]:.1f}"
@@ -61,33 +63,38 @@ def _markdown(ablation: Ablation, rows: list[CellResult]) -> str:
         for cost in costs:
             value = getattr(row, cost)
             cells.append("" if math.isnan(value) else f"{value:,.0f}" if cost == "tokens" else f"{value:.1f}")
-        lines.append(f"| {' | '.join([row.name, *cells])} |")
-    return "\n".join(lines) + "\n"
+        lines.append([row.name, *cells])
+    return lines
+
+
+def _markdown(table: list[list[str]]) -> str:
+    header, *rows = table
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *([markdown(name), *cells] for name, *cells in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _failures(ablation: Ablation, row: CellResult) -> str:
     """Of each instruction type, the record that a cell obeys least, and in how many it obeys both instructions."""
     records = load_records(str(ablation.evaluate["data"]), ablation.evaluate["split"])
     types = records["instruction_type"] if "instruction_type" in records.column_names else [""] * len(records)
-    lines = [f"## What {row.name} gets wrong", ""]
+    lines = [f"## What {markdown(row.name)} gets wrong", ""]
     for kind in sorted(set(types), key=lambda kind: kind or ""):
         of_kind = [index for index, other in enumerate(types) if other == kind]
         obeyed = sum(row.values["pair_accuracy"][index] == 100 for index in of_kind)
         worst = min(of_kind, key=lambda index: (row.values["pair_accuracy"][index], row.values["p_mrr"][index]))
-        lines.append(f"**{kind or 'all'}**: {obeyed} of {len(of_kind)} obeyed with every seed.")
+        lines.append(f"**{markdown(kind or 'all')}**: {obeyed} of {len(of_kind)} obeyed with every seed.")
         if row.values["pair_accuracy"][worst] < 100:
             record = records[worst]
-            lines += ["", f"- query: {_line(record['query_positive'])}"]
+            lines += ["", f"- query: {_quoted(record['query_positive'])}"]
             for instruction, passage in (("positive", "document"), ("negative", "hard_negative_document_1")):
-                lines.append(f"- *{_line(record[f'instruction_{instruction}'])}* should prefer: {_line(record[passage])}")
+                told = _quoted(record[f"instruction_{instruction}"])
+                lines.append(f"- {told} should prefer: {_quoted(record[passage])}")
         lines.append("")
     return "\n".join(lines)
 
 
-def _line(text: str, limit: int = 160) -> str:
-    """A text in one line of Markdown, shortened."""
-    text = re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
-    return text if len(text) <= limit else f"{text[:limit].rstrip()} …"
+def _quoted(text: str) -> str:
+    return markdown(shortened(text, 160))
 
 
 def _draw_cells(ablation: Ablation, rows: list[CellResult], folder: Path) -> None:

@@ -212,6 +212,9 @@ def _check(args: InstructionTrainingArguments) -> None:
     for name in ("frozen_layers", "lora_r", "sampled_instructions", "plain_weight", "anchor_weight", "warmup_steps"):
         if (value := getattr(args, name)) is not None and value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
+    for name in ("gradient_accumulation_steps", "max_tokens_per_chunk", "logging_steps", "save_steps", "eval_steps"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
     if args.update == "queries" and args.anchor_weight:
         raise ValueError("with update='queries' bare queries have no embeddings to be held to: leave anchor_weight out")
     if args.lora_r and args.frozen_layers:

@@ -94,12 +94,14 @@ class RunFolder:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         if (earlier := read_recipe(self.path)) is not None:
             if earlier.get("finished", False):
-                return f"{self.path} holds a finished model: name another --output (output_dir), or --overwrite it"
+                return (
+                    f"{self.path} holds a finished model: name another --output (output_dir), or replace it with --overwrite"
+                )
             if (change := _first_change(earlier, recipe)) is not None:
                 name, before, now = change
                 return (
                     f"{self.path} holds an unfinished run with another {name} ({before!r}, now {now!r}): name another "
-                    "--output (output_dir), or --overwrite it"
+                    "--output (output_dir), or replace it with --overwrite"
                 )
         elif self.path.is_dir() and any(entry.name not in _OF_THE_HOST for entry in self.path.iterdir()):
             return f"{self.path} is not empty and holds no run of this recipe: name another output_dir"

@@ -116,6 +116,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         self._lora_base = lora_base(encoder_of(model)[0])  # type: ignore[arg-type]
         model = build_model(model, args, vectors.shape[1] if vectors is not None and given else None)
         model.model_card_data.generate_widget_examples = False
+        model.model_card_data.widget = [{}]  # else the host computes examples for a card that is not used
         self._validation_vectors = None
         if vectors is not None:
             columns = [name for name in TRAINING_COLUMNS if name in view.column_names]
