@@ -68,8 +68,8 @@ def run(app: typer.Typer, program: str) -> None:
         if os.environ.get(f"{program.replace('-', '_').upper()}_TRACEBACK"):
             raise
         module = getattr(error, "name", None)  # of an ImportError
-        hint = pip_line(module, program) if module else None
-        error_line(str(error) if hint is None else f"this needs {module}: {hint}")
+        install = pip_line(module, program) if module else None
+        error_line(str(error) if install is None else f"this needs {module}: {install}")
         status = CANNOT
     if status == INTERRUPTED:
         print_line("interrupted", stderr=True)
