@@ -10,7 +10,7 @@ from markupsafe import Markup
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """Control characters, line separators, what turns the direction of writing, and halves of surrogate pairs."""
 
-_READ_OTHERWISE = re.compile(_OBEYED.pattern + r"|[\\`*<>\[\]|&~#$@^{}=]|(?<!\w)_|_(?!\w)|\.(?=[^\W\d])|://")
+_READ_OTHERWISE = re.compile(_OBEYED.pattern + r"|[\\`*<>\[\]|&~#$@^=]|(?<!\w)_|_(?!\w)|\.(?=[^\W\d])|://")
 """What Markdown may read as more than a text: its signs, HTML, and the middle of addresses."""
 
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)

@@ -58,7 +58,7 @@ TEXTS = st.one_of(
     st.text(st.characters(), max_size=30),  # lone surrogates as well, as a path may hold them
 )
 NUMBERS = st.floats(-100, 100)
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def is_obeyed(character):
@@ -155,7 +155,7 @@ def records_file(path, types):
 
 
 def test_commands_show_hostile_texts_and_write_their_results(tiny, tmp_path, monkeypatch):
-    folder = tmp_path / "d[/red]\x1b[2J"
+    folder = tmp_path / "d\x1b]0;title\x07"
     folder.mkdir()
     data = records_file(folder / "records.jsonl", ["[/red]", "\x1b[31mred", "audience", "[/red]"])
     report = folder / "report.json"
@@ -244,6 +244,11 @@ def without_front_matter(text):
     return re.sub(r"\A---\n.*?\n---\n", "", text, count=1, flags=re.S)
 
 
+@pytest.fixture(scope="module")
+def good_card(saved):
+    return str(card_of(saved, "user/model", "user/base", "user/data", "kind"))
+
+
 def card_of(saved, name, base, data, kind):
     folder, model = saved
     recipe = {"base": base, "base_on_hub": True, "data": data, "data_on_hub": True, "data_revision": kind, "records": 8}
@@ -260,17 +265,16 @@ def card_of(saved, name, base, data, kind):
 
 @FEW
 @given(TEXTS.filter(str.strip), TEXTS.filter(str.strip), TEXTS, TEXTS)
-def test_names_bring_nothing_into_a_model_card(saved, name, base, data, kind):
-    good = card_of(saved, "user/model", "user/base", "user/data", "kind")
+def test_names_bring_nothing_into_a_model_card(saved, good_card, name, base, data, kind):
     card = card_of(saved, name, base, data, kind)
     str(card).encode()
     front = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", str(card), flags=re.S)[1])
     assert front["base_model"] == visible(base)
     assert front["datasets"] == visible(data)
     assert front["model-index"][0]["name"] == visible(name).split("/")[-1]
-    assert set(front) == set(yaml.safe_load(re.match(r"---\n(.*?)\n---\n", str(good), flags=re.S)[1]))
+    assert set(front) == set(yaml.safe_load(re.match(r"---\n(.*?)\n---\n", good_card, flags=re.S)[1]))
     headings, links, cells = parsed(without_front_matter(str(card)))
-    expected = parsed(without_front_matter(str(good)))
+    expected = parsed(without_front_matter(good_card))
     assert (headings, cells) == (expected[0], expected[2])
     assert all(
         re.fullmatch(r"https://(huggingface\.co/[\w./-]*|\w.*(sbert|arxiv|mteb|MTEB|github).*)", link) for link in links
@@ -488,28 +492,28 @@ def test_an_extra_is_missed_before_any_work(tmp_path, monkeypatch, module, words
 
 
 def test_without_the_builders_extra_every_command_names_it():
-    """In a process of its own, where none of the extra's modules can be imported."""
-    program = f"""
+    """In a process of its own, where what only this extra brings cannot be imported."""
+    program = """
 import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {EXTRAS["build"]!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        if name.partition(".")[0] in ("aiolimiter", "datasketch", "openai"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
 from tests import commands
 commands.main()
 """
     build = ["inf-ir", "build", "--pairs", "x.csv", "--output", "out", "--dry-run"]
     judge = ["inf-ir", "judge", "mini", "--model", "m", "--labels", "l.jsonl"]
-    calls = [build, judge, ["inf-ir", "check", "mini"], ["inf-ir", "agreement", __file__, "--human", "a"]]
+    calls = [build, judge, ["inf-ir", "check", "mini"]]
     calls += [["inf-ir", "--version"], ["inf-ir", "build", "--help"]]
     done = subprocess.run(
         [sys.executable, "-c", program], input=json.dumps(calls), capture_output=True, text=True, timeout=300,
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     ends = re.findall(r"^EXIT (\d) ", done.stderr, flags=re.M)
-    assert ends == ["2", "2", "2", "2", "0", "0"], done.stderr[-2000:]
-    assert done.stderr.count('pip install "sentence-transformers-inf[build]"') == 4
+    assert ends == ["2", "2", "2", "0", "0"], done.stderr[-2000:]
+    assert done.stderr.count('pip install "sentence-transformers-inf[build]"') == 3
     assert "Traceback" not in done.stderr
 
 
