@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 from dataset_builder import stages
 from dataset_builder.errors import BadAnswer
 from dataset_builder.files import write_text
-from dataset_builder.language_model import OPENAI_URL, LanguageModel, Limits, LiveTransport, connect
+from dataset_builder.language_model import LanguageModel, Limits
 from dataset_builder.ledger import Ledger
+from dataset_builder.live import OPENAI_URL, LiveTransport, connect
 from dataset_builder.prices import Prices
-from dataset_builder.run import asker, run_sync
+from dataset_builder.run import asker, drive, run_sync
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
 
 RELEVANCE_QUESTION = (
@@ -41,6 +42,7 @@ def judge_with_server(
     pairwise: bool = False,
     seed: int = 0,
     effort: str = "medium",
+    log: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Let a model behind an OpenAI-compatible server judge records; answers are kept in ``LABELS.ledger.sqlite``.
 
@@ -52,6 +54,7 @@ def judge_with_server(
         limits: What the run may use.
         pairwise: Nine yes/no judgments a record instead of three choices.
         seed: Of the order in which passages are shown.
+        log: Called with one line when the run is interrupted.
 
     Returns:
         How many records have no usable answer; they get no labels.
@@ -63,9 +66,11 @@ def judge_with_server(
     rows = iter(enumerate(records))
     failed = 0
 
-    async def work(ask: stages.Ask) -> None:
+    async def work(ask: stages.Ask, language_model: LanguageModel) -> None:
         nonlocal failed
         for number, record in rows:
+            if language_model.stopped is not None:
+                return
             try:
                 judged = await stages.judge({**record, "id": _name(record, number)}, ask, seed, pairwise)
                 answers[number] = judged["judge_answers"]
@@ -79,7 +84,7 @@ def judge_with_server(
                 transport = LiveTransport(client, ledger, prices)
                 language_model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
                 ask = asker(language_model, model, model, 0.0, seed, effort)
-                await stages.gather(work(ask) for _ in range(limits.concurrency))
+                await drive(lambda: work(ask, language_model), limits.concurrency, language_model, log)
 
     with tqdm(total=len(records), desc="Records", disable=None) as bar:
         run_sync(judge_all)

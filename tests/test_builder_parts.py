@@ -22,8 +22,8 @@ from dataset_builder import stages
 from dataset_builder.agreement import agreement, read_labels
 from dataset_builder.chat import estimate_tokens, text_tokens
 from dataset_builder.checks import check_records
-from dataset_builder.language_model import LiveTransport, connect
 from dataset_builder.ledger import Ledger
+from dataset_builder.live import LiveTransport, connect
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs, words
 from dataset_builder.sources import read_pairs
@@ -66,7 +66,7 @@ def test_as_many_requests_are_in_flight_as_the_run_allows(tmp_path):
         ledger = Ledger(tmp_path / "ledger.sqlite")
         async with connect(f"http://{host}:{port}/v1", 60, 150) as client:
             transport = LiveTransport(client, ledger, Prices(free=True))
-            requests = [transport.send(str(number), "m", {"model": "m", "messages": []}) for number in range(150)]
+            requests = [transport.send(str(number), "m", {"model": "m", "messages": []}, (1, 1)) for number in range(150)]
             answers = await asyncio.wait_for(asyncio.gather(*requests), 30)
         ledger.close()
         await runner.cleanup()

@@ -10,10 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from rich.table import Table
+from rich.text import Text
 from tqdm.auto import tqdm
 from typer import Argument, Exit, Option
 
-from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, PriceList, console, stderr
+from dataset_builder.cli.options import (
+    BUDGET,
+    CANNOT,
+    FAILED,
+    BaseUrl,
+    Concurrency,
+    Effort,
+    PriceList,
+    Reasoning,
+    console,
+    stderr,
+)
 from sentence_transformers_inf.cli.errors import error_line
 
 if TYPE_CHECKING:
@@ -45,6 +57,10 @@ def build(
     judge_mode: Annotated[str, Option(help="'choice' (3 requests a record) or 'pairwise' (9).")] = "choice",
     temperature: Annotated[float, Option(help="Of the writing model.")] = 0.8,
     effort: Effort = "medium",
+    reasoning: Reasoning = None,
+    max_passage_words: Annotated[
+        Optional[int], Option(help="Leave longer passages out; default: what the models can take.", min=1)
+    ] = None,
     concurrency: Concurrency = 64,
     rpm: Annotated[Optional[int], Option(help="Most requests per minute.", min=1)] = None,
     tpm: Annotated[Optional[int], Option(help="Most tokens per minute.", min=1)] = None,
@@ -57,6 +73,9 @@ def build(
     retry_failed: Annotated[bool, Option("--retry-failed", help="Ask again for records that failed.")] = False,
     batch: Annotated[bool, Option("--batch", help="Use OpenAI's Batch API: half the price, within a day.")] = False,
     batch_poll: Annotated[float, Option(help="Seconds between two looks at a batch.")] = 30.0,
+    batch_tokens: Annotated[
+        Optional[int], Option(help="Most tokens of a batch; default: what a new account may have waiting.", min=1)
+    ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Print requests, tokens, price and time; send nothing.")] = False,
     executor: Annotated[Optional[str], Option(help="Run tasks with datatrove: local, slurm or ray.")] = None,
     tasks: Annotated[int, Option(help="Parts of the build, with --executor.", min=1)] = 1,
@@ -82,9 +101,12 @@ def build(
         concurrency, timeout = 2, max(timeout, 600.0)
     settings = Settings(
         pairs, model, judge, judge_mode, query_column, passage_column, split, limit, sample, seed, temperature, effort,
-        _weights(types),
+        _weights(types), max_passage_words,
     )  # fmt: skip
-    limits = Limits(BATCH_RECORDS if batch else concurrency, rpm, tpm, max_cost, max_requests, timeout)
+    limits = Limits(
+        BATCH_RECORDS if batch else concurrency, rpm, tpm, max_cost, max_requests, timeout, batch_tokens,
+        tuple(reasoning or ()),
+    )  # fmt: skip
     prices = Prices(prices_file, price or (), factor=0.5 if batch else 1.0, free=local is not None)
     for name in (model, judge):
         prices.cost(name, 0, 0)
@@ -184,7 +206,7 @@ def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
             table.add_row(name, str(report[name]))
     table.add_section()
     for reason, number in list(report["reasons"].items())[:12]:
-        table.add_row(f"  {reason}", str(number))
+        table.add_row(Text(f"  {reason}"), str(number))
     console.print(table)
     line = f"The tuples are in {output}/train.parquet, the report in {output}/report.md"
     console.print(line, markup=False, soft_wrap=True)

@@ -1,12 +1,15 @@
 """``inf-ir judge`` and ``inf-ir agreement``."""
 
+import functools
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 from rich.table import Table
+from tqdm.auto import tqdm
 from typer import Argument, Option
 
-from dataset_builder.cli.options import BaseUrl, Concurrency, Effort, PriceList, Records, console
+from dataset_builder.cli.options import BaseUrl, Concurrency, Effort, PriceList, Reasoning, Records, console
 
 
 def judge(
@@ -21,6 +24,7 @@ def judge(
     base_url: BaseUrl = None,
     judge_mode: Annotated[str, Option(help="'choice' or 'pairwise'.")] = "choice",
     effort: Effort = "medium",
+    reasoning: Reasoning = None,
     concurrency: Concurrency = 64,
     max_cost: Annotated[Optional[float], Option(help="Most dollars for this file of labels.")] = None,
     price: PriceList = None,
@@ -41,13 +45,13 @@ def judge(
         records = records.select(range(min(limit, len(records))))
     failed = 0
     if kind == "server":
-        limits = Limits(concurrency=concurrency, max_cost=max_cost)
+        limits = Limits(concurrency=concurrency, max_cost=max_cost, reasoning=tuple(reasoning or ()))
         prices = Prices(overrides=price or ())
         prices.cost(model, 0, 0)
         try:
             failed = judging.judge_with_server(
                 records, model, labels, base_url=base_url, limits=limits, prices=prices,
-                pairwise=judge_mode == "pairwise", effort=effort,
+                pairwise=judge_mode == "pairwise", effort=effort, log=functools.partial(tqdm.write, file=sys.stderr),
             )  # fmt: skip
         except Stop as stop:
             raise ValueError(str(stop)) from stop
