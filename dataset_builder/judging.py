@@ -100,7 +100,8 @@ def judge_with_cross_encoder(records: Dataset, model: str, labels: Path) -> None
     encoder = CrossEncoder(model)
 
     def judge(query: str, passages: list[str]) -> str:
-        scores = encoder.predict([(query, passage) for passage in passages], show_progress_bar=False)
+        pairs = [(query, passage) for passage in passages]
+        scores = encoder.predict([break_control_tokens(pair, encoder.tokenizer) for pair in pairs], show_progress_bar=False)
         return PASSAGE_COLUMNS[int(scores.argmax())]
 
     _judge_each(records, model, labels, judge)
@@ -117,6 +118,7 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path) -> None:
     yes, no = (tokenizer.encode(word, add_special_tokens=False)[-1] for word in ("true", "false"))
 
     def is_relevant(query: str, passage: str) -> bool:
+        query, passage = break_control_tokens((query, passage), tokenizer)
         question = RELEVANCE_QUESTION.format(query=query, passage=passage)
         if tokenizer.chat_template:
             chat = [{"role": "user", "content": question}]
@@ -130,6 +132,14 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path) -> None:
         return stages.combine([name for name, text in zip(PASSAGE_COLUMNS, passages) if is_relevant(query, text)])
 
     _judge_each(records, model, labels, judge)
+
+
+def break_control_tokens(texts: tuple[str, ...], tokenizer: Any) -> tuple[str, ...]:
+    """Texts in which a tokenizer of transformers finds no control token: each is broken by a blank after its first sign."""
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for token in control:
+        texts = tuple(text.replace(token, f"{token[0]} {token[1:]}") for text in texts)
+    return texts
 
 
 def _judge_each(records: Dataset, model: str, labels: Path, judge: Callable[[str, list[str]], str]) -> None:
