@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -88,6 +89,8 @@ def answer(kind: str, user: str) -> dict[str, str]:
         document = texts[2].split()
         zeta, omega = re.findall(r"zeta\w+", user)[0], re.findall(r"omega\w+", user)[0]
         body = [" ".join(f"{word[::-1]}{tail}" for word in document) for tail in ("a", "b")]
+        if max(map(len, document)) > 40:  # a script without spaces
+            body = ["".join(random.Random(tail).sample(texts[2], len(texts[2]))) for tail in ("a", "b")]
         return {"passage_1": f"{body[0]} {zeta}", "passage_2": f"{body[1]} {omega}"}
     query, instruction, *passages = texts[:5]
     wanted = "omega" if "omega" in query else "zeta" if "zeta" in instruction else None
@@ -196,7 +199,8 @@ class Script:
     def completion(self, body: dict, key: str, chance: int) -> dict:
         messages = body["messages"]
         kind = body["response_format"]["json_schema"]["name"] if "response_format" in body else self.guess(messages)
-        message: dict = {"role": "assistant", "content": json.dumps(answer(kind, messages[1]["content"])), "refusal": None}
+        user = messages[1]["content"].split("\n\nAn earlier answer")[0]  # as at the first time
+        message: dict = {"role": "assistant", "content": json.dumps(answer(kind, user)), "refusal": None}
         reason = "stop"
         stubborn = self.faults and digest(messages[1]["content"]) % 40 == 0  # repairs do not help
         if self.faults and (len(messages) == 2 or stubborn):
@@ -289,10 +293,10 @@ class Script:
                 complaint = self.refuse(row["body"]) if "picky" in self.named else None
                 if complaint is not None:
                     status, body = 400, {"error": complaint}
+                elif "expired" in self.named and batch["number"] == 0 and len(lines) >= 3:
+                    continue
                 else:
                     self.note("asked", key, batch=name)
-                if "expired" in self.named and batch["number"] == 0 and len(lines) >= 3:
-                    continue
                 response = {"status_code": status, "request_id": "q", "body": body}
                 if "rows" in self.named:  # characters that end a line elsewhere
                     response["request_id"] = "q\u2028\x85\x0c"

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from dataset_builder import language_model, stages
+from dataset_builder import batches, language_model, stages
 from dataset_builder.chat import Request
 from dataset_builder.errors import BadAnswer, Stop
 from dataset_builder.judging import break_control_tokens
@@ -81,6 +81,15 @@ def completion(content='{"answer": "A"}', finish="stop", usage=None, **message):
         "choices": [{"index": 0, "message": message, "finish_reason": finish}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10} if usage is None else usage,
     }
+
+
+def submitted(server):
+    return [event for event in server.events() if event["event"] == "submitted"]
+
+
+def batch(source, output, url, *options):
+    with mock.patch.object(batches, "_QUIET", 0.5):
+        return inf_ir(*command(source, output, url, "--batch", "--batch-poll", 0.1, *options))
 
 
 def outcomes(output):
@@ -279,13 +288,16 @@ def test_what_is_known_of_models(name, thinks):
     assert known(name).thinks == thinks
 
 
-@pytest.mark.parametrize("batch", [False, True])
-def test_parameters_that_a_server_refuses_are_left_out_from_then_on(batch, clean_build, serve, pairs, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("live", [True, False])
+def test_parameters_that_a_server_refuses_are_left_out_from_then_on(live, clean_build, serve, pairs, tmp_path):  # noqa: F811
     """Whatever its address: 'max_tokens' is the first choice for one that is not OpenAI's."""
     server = serve("--fault", "picky")
     output = tmp_path / "out"
-    options = ["--batch", "--batch-poll", 0.1] if batch else []
-    result = inf_ir(*command(pairs(40), output, f"{server.url}/", "--concurrency", 1, *options))
+    result = (
+        inf_ir(*command(pairs(40), output, f"{server.url}/", "--concurrency", 1))
+        if live
+        else batch(pairs(40), output, server.url)
+    )
     assert result.returncode == 0, result.stderr
     assert dataset_bytes(output) == dataset_bytes(clean_build[0])
     assert max(server.asked().values()) == 1
@@ -344,14 +356,6 @@ def test_a_build_in_scripts_without_spaces(serve, tmp_path):  # noqa: F811
 # The Batch API
 
 
-def submitted(server):
-    return [event for event in server.events() if event["event"] == "submitted"]
-
-
-def batch(source, output, url, *options):
-    return inf_ir(*command(source, output, url, "--batch", "--batch-poll", 0.1, *options))
-
-
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
 def test_a_job_that_failed_is_closed_and_the_next_run_goes_on(state, clean_build, serve, pairs, tmp_path):  # noqa: F811
     server = serve("--fault", state)
@@ -372,7 +376,8 @@ def test_an_expired_job_is_finished_by_another_one(clean_build, serve, pairs, tm
     result = batch(pairs(40), output, server.url)
     assert result.returncode == 0, result.stderr
     assert dataset_bytes(output) == dataset_bytes(clean_build[0])
-    assert [event["lines"] for event in submitted(server)][:2] == [40, 37]
+    assert len(submitted(server)) > 4
+    assert max(server.asked().values()) == 1
 
 
 def test_jobs_are_cut_by_tokens_and_wait_for_each_other(clean_build, serve, pairs, tmp_path):  # noqa: F811
@@ -449,7 +454,8 @@ def test_the_budget_holds_whatever_happens_to_a_request(tmp_path_factory, fates)
         results = await asyncio.gather(*asked, return_exceptions=True)
         return results, model.usage.cost
 
-    results, cost = asking(tmp_path_factory.mktemp("budget"), respond, work, Limits(4, max_cost=budget))
+    with mock.patch.object(language_model, "MAX_RETRIES", 0):
+        results, cost = asking(tmp_path_factory.mktemp("budget"), respond, work, Limits(4, max_cost=budget))
     assert all(isinstance(result, stages.Choice | BadAnswer | Stop) for result in results)
     assert any(isinstance(result, Stop) for result in results)
     assert sum(spent) <= cost + 1e-9 <= budget + 1e-8
