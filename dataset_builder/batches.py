@@ -132,7 +132,7 @@ class BatchTransport:
             found = dict.fromkeys(part, error)
         for key, question in part.items():
             if not question.future.done():
-                result = found.get(key) or NoAnswer("left open by a batch", wait=0.0)
+                result = found.get(key) or NoAnswer("left open by a batch")
                 if isinstance(result, Answer):
                     question.future.set_result(result)
                 else:
@@ -246,7 +246,7 @@ class BatchTransport:
         status = "not known to the server any more" if batch is None else batch.status
         for key in models.keys() - found.keys() if status == "completed" else ():
             model, *most = models[key]
-            found[key] = lost = NoAnswer("left out by a batch", wait=0.0)
+            found[key] = lost = NoAnswer("left out by a batch")
             lost.cost = await keep_possibly_paid(self._ledger, self._prices, model, (most[0], most[1]))
         await self._ledger.keep_batch(tag, identifier, "done", models)
         answered = sum(isinstance(result, Answer) for result in found.values())
@@ -278,7 +278,7 @@ def _read_row(line: bytes, models: _Models, prices: Prices) -> tuple[str, Answer
         return key, *read_completion(body, model, prices, (most[0], most[1]))
     if type(status) is int and 400 <= status < 500 and status not in (408, 409, 429):
         return key, refused(status, body), True
-    return key, NoAnswer("left open by a batch", wait=0.0), True
+    return key, NoAnswer("left open by a batch"), True
 
 
 def _failure(batch: Any) -> str:

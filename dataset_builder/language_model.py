@@ -190,7 +190,7 @@ class LanguageModel:
                     if retries == (MAX_RETRIES if self._live else BATCH_RETRIES):
                         raise self._failure(request, f"no answer, {error} {retries + 1} times") from error
                     backoff = min(0.5 * 2**retries, 8.0) * (1 - 0.25 * random.random())
-                    await self._wait(backoff if error.wait is None else error.wait)
+                    await self._wait(error.wait or backoff)
                     retries += 1
         self.usage.requests += 1
         self.usage.tokens += answer.prompt_tokens + answer.completion_tokens

@@ -81,20 +81,22 @@ class LiveTransport:
         # As the client's README has it for requests of one's own: with the client's errors, but without walking through
         # the body and building objects of the response, which would take more than half as much CPU again.
         timeout = self.client.timeout if isinstance(self.client.timeout, int | float) else None
+        data = b""
         try:
             with anyio.fail_after(timeout):  # the client's own timeout starts anew with each byte
-                response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+                data = (await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)).content
         except (TimeoutError, openai.APIError) as error:
-            failure: Refused | NoAnswer | Stop = NoAnswer("timed out", sent=True)
-            if isinstance(error, openai.APIError):
-                failure = explain(error, str(self.client.base_url), model)
-            if isinstance(failure, NoAnswer) and failure.sent:
-                failure.cost = await keep_possibly_paid(self.ledger, self.prices, model, most)
-            raise failure from error
+            if not any(isinstance(cause, httpx2.DecodingError) for cause in _causes(error)):  # that is an unreadable answer
+                failure: Refused | NoAnswer | Stop = NoAnswer("timed out", sent=True)
+                if isinstance(error, openai.APIError):
+                    failure = explain(error, str(self.client.base_url), model)
+                if isinstance(failure, NoAnswer) and failure.sent:
+                    failure.cost = await keep_possibly_paid(self.ledger, self.prices, model, most)
+                raise failure from error
         except anyio.get_cancelled_exc_class():
             await keep_possibly_paid(self.ledger, self.prices, model, most)
             raise
-        answer, certain = read_completion(response.content, model, self.prices, most)
+        answer, certain = read_completion(data, model, self.prices, most)
         await self.ledger.keep_answer(key, model if certain else model + POSSIBLY_PAID, answer)
         return answer
 

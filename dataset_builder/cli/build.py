@@ -197,6 +197,8 @@ def _print_estimate(count: int, estimate: Estimate, prices: Prices) -> None:
 
 
 def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
+    from dataset_builder.chat import POSSIBLY_PAID
+
     title = f"{report['pairs']} pairs in {seconds / 60:.1f} minutes, ${report['cost']:.4f}"
     table = Table(title=title, title_justify="left")
     table.add_column("outcome")
@@ -208,6 +210,9 @@ def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
     for reason, number in list(report["reasons"].items())[:12]:
         table.add_row(Text(f"  {reason}"), str(number))
     console.print(table)
+    if possibly := sum(total["cost"] for model, total in report["usage"].items() if model.endswith(POSSIBLY_PAID)):
+        line = f"${possibly:.4f} of it is possibly paid only: where no usage came back, the most is counted"
+        console.print(line, markup=False, soft_wrap=True)
     line = f"The tuples are in {output}/train.parquet, the report in {output}/report.md"
     console.print(line, markup=False, soft_wrap=True)
 
