@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import sys
 from collections import Counter
 from unittest import mock
 
@@ -26,10 +27,12 @@ from dataset_builder.models import known, longest_passage
 from dataset_builder.prices import Prices
 from dataset_builder.server import local_server
 from tests.test_builder import (  # noqa: F401 - fixtures
+    HERE,
     KEY,
     clean_build,
     command,
     dataset_bytes,
+    environment,
     inf_ir,
     kill,
     only_error,
@@ -596,3 +599,19 @@ def test_a_passage_brings_no_control_tokens_to_a_reranker(base):
     for broken in (query, passage):
         assert not control & set(tokenizer(broken, add_special_tokens=False).input_ids)
     assert break_control_tokens(("plain <text> [x]",), tokenizer) == ("plain <text> [x]",)
+
+
+@pytest.mark.slow
+def test_a_campaign_of_faults_and_kills_ends_in_the_same_bytes(serve, pairs, tmp_path):  # noqa: F811
+    faults = ("--faults", "--fault", "odd")
+    calm, storm = serve(*faults, name="calm"), serve(*faults, name="storm")
+    options = ("--concurrency", 6, "--max-failed", 1, "--max-cost", 50)
+    result = inf_ir(*command(pairs(100), tmp_path / "calm-out", calm.url, *options))
+    assert result.returncode == 0, result.stderr
+    output = tmp_path / "out"
+    worker = [sys.executable, HERE / "build_and_die.py", "20", "3", *command(pairs(100), output, storm.url, *options)]
+    result = subprocess.run(worker, capture_output=True, text=True, env=environment(), timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert dataset_bytes(output) == dataset_bytes(tmp_path / "calm-out")
+    assert len(storm.asked_after_answer()) <= 6 * 20  # in flight when it died
+    assert 0 < report(output)["cost"] <= 50
