@@ -13,6 +13,7 @@ server by its tag, and only if it never arrived are its questions asked anew.
 import asyncio
 import io
 import json
+import re
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
@@ -144,7 +145,9 @@ class BatchTransport:
         lines = io.BytesIO(b"".join(question.line for question in part.values()))
         try:
             file = await self._call(self._safely.files.create(file=(f"{tag}.jsonl", lines), purpose="batch"))
-            identifier = await self._create(tag, file.id)
+            if (name := _identifier(file)) is None:
+                raise NoAnswer("an answer that is none")
+            identifier = await self._create(tag, name)
         except (NoAnswer, Refused) as error:
             raise Stop(f"the Batch API takes no job ({error}); the same command goes on from here") from error
         await self._ledger.keep_batch(tag, identifier, "submitted", models)
@@ -180,7 +183,7 @@ class BatchTransport:
                         metadata={"inf_ir": tag},
                     )
                 )
-                if isinstance(identifier := getattr(batch, "id", None), str):
+                if (identifier := _identifier(batch)) is not None:
                     return identifier
             except NoAnswer as error:
                 failure = error
@@ -199,7 +202,7 @@ class BatchTransport:
         async def look() -> str | None:
             async for batch in self._safely.batches.list(limit=100):
                 if isinstance(batch.metadata, dict) and batch.metadata.get("inf_ir") == tag:
-                    return batch.id
+                    return _identifier(batch)
             return None
 
         try:
@@ -262,6 +265,12 @@ class BatchTransport:
             raise
         except (NoAnswer, Refused) as error:
             raise Stop(f"the Batch API does not hand over its answers ({error}); the same command goes on") from error
+
+
+def _identifier(thing: Any) -> str | None:
+    """The id of a job or file, if it is one that can be stored and shown."""
+    identifier = getattr(thing, "id", None)
+    return identifier if isinstance(identifier, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", identifier) else None
 
 
 def _read_row(line: bytes, models: _Models, prices: Prices) -> tuple[str, Answer | NoAnswer | Refused, bool] | None:

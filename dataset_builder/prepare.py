@@ -146,8 +146,8 @@ def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -
     """Requests, tokens, price and time of a prepared build, as if every record reached the judge.
 
     The first 200 pairs are measured. Assumed: a token for four ASCII characters or three bytes of others, instructions of 40
-    tokens, passages as long as the source's, 12 tokens for an answer of the judge and 600 more where it reasons (a model of
-    the o or gpt-5 series), 2 s for an answer and 6 s for a reasoned one.
+    tokens, passages as long as the source's, 12 tokens for an answer of the judge and 600 more where it is
+    known to reason, 2 s for an answer and 6 s for a reasoned one.
 
     Raises:
         ValueError: The price of a model is not known.
