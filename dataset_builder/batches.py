@@ -85,13 +85,17 @@ class BatchTransport:
         """
         for tag, identifier, models in self._ledger.batches():
             identifier = identifier or await self._find(tag)
-            if identifier is not None:
-                self._log(f"batch {identifier}: submitted by an earlier run, fetching its answers")
-                await self._ledger.keep_batch(tag, identifier, "submitted", models)
-                await self._collect(tag, identifier, models)
+            if identifier is None:  # it never arrived
+                await self._ledger.keep_batch(tag, None, "done", models)
+                continue
+            self._log(f"batch {identifier}: submitted by an earlier run, fetching its answers")
+            await self._ledger.keep_batch(tag, identifier, "submitted", models)
+            await self._collect(tag, identifier, models)
 
     async def send(self, key: str, model: str, body: dict[str, Any], most: tuple[int, int]) -> Answer:
         """As :meth:`.LiveTransport.send`; returns when the job that carries the question has ended."""
+        if (same := self._waiting.get(key)) is not None:
+            return await asyncio.shield(same.future)
         request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         line = json.dumps(request, ensure_ascii=False).encode() + b"\n"
         question = _Question([model, *most], line, asyncio.get_running_loop().create_future())
