@@ -126,6 +126,7 @@ def test_an_odd_answer_fails_its_record_and_nothing_else(clean_build, serve, pai
     assert outcomes(output) == found
 
 
+@pytest.mark.slow
 def test_a_usage_that_is_none_is_counted_at_its_most(clean_build, serve, pairs, tmp_path):  # noqa: F811
     server = serve("--fault", "usage")
     output = tmp_path / "out"
@@ -207,7 +208,7 @@ def test_any_answer_is_an_answer_or_a_failed_record(tmp_path_factory, bodies):
     assert longest < 100_000  # what was odd did not go into the next question
 
 
-@pytest.mark.parametrize("fault", ["html", "empty", "schema"])
+@pytest.mark.parametrize("fault", ["html", pytest.param("empty", marks=pytest.mark.slow), "schema"])
 def test_a_server_that_never_gives_a_usable_answer_stops_the_run(fault, serve, pairs, tmp_path):  # noqa: F811
     server = serve("--fault", fault)
     result = inf_ir(*command(pairs(100), tmp_path / "out", server.url, "--concurrency", 8))
@@ -375,7 +376,7 @@ def test_a_build_in_scripts_without_spaces(serve, tmp_path):  # noqa: F811
 # The Batch API
 
 
-@pytest.mark.parametrize("state", ["failed", "cancelled"])
+@pytest.mark.parametrize("state", ["failed", pytest.param("cancelled", marks=pytest.mark.slow)])
 def test_a_job_that_failed_is_closed_and_the_next_run_goes_on(state, clean_build, serve, pairs, tmp_path):  # noqa: F811
     server = serve("--fault", state)
     output = tmp_path / "out"
