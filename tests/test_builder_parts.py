@@ -308,9 +308,17 @@ def test_prices_come_from_the_command_line_the_file_and_the_table_in_this_order(
     assert Prices(file, factor=0.5).cost("mine", 1_000_000, 0) == pytest.approx(1.5)
     with pytest.raises(ValueError, match="--price other="):
         Prices().cost("other", 1, 1)
-    for bad in ("x", "x=1", "x=1,b", "=1,2", "x=-1,2"):
+    for bad in ("x", "x=1", "x=1,b", "=1,2", "x=-1,2", "x=nan,1", "x=1,inf", "x=1,2,3"):
         with pytest.raises(ValueError, match="expected MODEL=INPUT,OUTPUT"):
             Prices(overrides=[bad])
+    for bad in ('["a", 1]', "[1]", "null", "[true, 1]", "[NaN, 1]", "[1, -1]", "[1e999, 1]"):
+        file.write_text(f'{{"models": {{"mine": {bad}}}}}')
+        with pytest.raises(ValueError, match=r"prices.json: the price of 'mine' is none"):
+            Prices(file)
+    for bad in (b"[" * 100_000, b"\xff", b"[]", b'{"models": 3}'):
+        file.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"prices.json: expected JSON"):
+            Prices(file)
 
 
 # Agreement
