@@ -125,7 +125,7 @@ def bare(pairs: Path, url: str, count: int, least: bool) -> None:
     import httpx2
 
     from dataset_builder import stages
-    from dataset_builder.language_model import connect
+    from dataset_builder.live import connect
 
     asked = questions(pairs, count)
     form = {"name": "Choice", "strict": True, "schema": stages.Choice.model_json_schema()}

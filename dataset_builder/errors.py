@@ -1,4 +1,4 @@
-"""The two ways in which asking a model goes wrong: for one record, and for the whole run."""
+"""The ways in which asking a model goes wrong: for one attempt, for one record, and for the whole run."""
 
 from collections.abc import Sequence
 
@@ -27,3 +27,34 @@ class BadAnswer(Exception):
     def __init__(self, reason: str, requests: Sequence[str] = ()) -> None:
         super().__init__(reason)
         self.requests = list(requests)
+
+
+class Refused(Exception):
+    """A server refuses a request as it is.
+
+    Args:
+        reason: Why, in our words.
+        parameter: The parameter that it names, if it does, in lower case.
+        complaint: All its words in lower case; they may quote the record or a key, so nobody sees them.
+    """
+
+    def __init__(self, reason: str, parameter: str, complaint: str) -> None:
+        super().__init__(reason)
+        self.parameter, self.complaint = parameter, complaint
+
+
+class NoAnswer(Exception):
+    """An attempt brought no answer, and another one may.
+
+    Args:
+        reason: Why, in our words.
+        wait: Seconds that the server asks to wait, if it does.
+        sent: Whether the request may have reached a model, and so may have to be paid.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, sent: bool = False) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        self.sent = sent
+        self.cost = 0.0
+        """US dollars that are counted for it, since it may have been paid."""

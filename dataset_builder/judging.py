@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 from dataset_builder import stages
 from dataset_builder.errors import BadAnswer
 from dataset_builder.files import write_text
-from dataset_builder.language_model import OPENAI_URL, LanguageModel, Limits, LiveTransport, connect
+from dataset_builder.language_model import LanguageModel, Limits
 from dataset_builder.ledger import Ledger
+from dataset_builder.live import OPENAI_URL, LiveTransport, connect
 from dataset_builder.prices import Prices
-from dataset_builder.run import asker, run_sync
+from dataset_builder.run import asker, drive, run_sync
 from sentence_transformers_inf.reading import read_json_lines
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
 
@@ -42,6 +43,7 @@ def judge_with_server(
     pairwise: bool = False,
     seed: int = 0,
     effort: str = "medium",
+    log: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Let a model behind an OpenAI-compatible server judge records; answers are kept in ``LABELS.ledger.sqlite``.
 
@@ -53,6 +55,7 @@ def judge_with_server(
         limits: What the run may use.
         pairwise: Nine yes/no judgments a record instead of three choices.
         seed: Of the order in which passages are shown.
+        log: Called with one line when the run is interrupted.
 
     Returns:
         How many records have no usable answer; they get no labels.
@@ -64,9 +67,11 @@ def judge_with_server(
     rows = iter(enumerate(records))
     failed = 0
 
-    async def work(ask: stages.Ask) -> None:
+    async def work(ask: stages.Ask, language_model: LanguageModel) -> None:
         nonlocal failed
         for number, record in rows:
+            if language_model.stopped is not None:
+                return
             try:
                 judged = await stages.judge({**record, "id": _name(record, number)}, ask, seed, pairwise)
                 answers[number] = judged["judge_answers"]
@@ -80,7 +85,7 @@ def judge_with_server(
                 transport = LiveTransport(client, ledger, prices)
                 language_model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
                 ask = asker(language_model, model, model, 0.0, seed, effort)
-                await stages.gather(work(ask) for _ in range(limits.concurrency))
+                await drive(lambda: work(ask, language_model), limits.concurrency, language_model, log)
 
     with tqdm(total=len(records), desc="Records", disable=None) as bar:
         run_sync(judge_all)
@@ -96,7 +101,8 @@ def judge_with_cross_encoder(records: Dataset, model: str, labels: Path) -> None
     encoder = CrossEncoder(model)
 
     def judge(query: str, passages: list[str]) -> str:
-        scores = encoder.predict([(query, passage) for passage in passages], show_progress_bar=False)
+        pairs = [(query, passage) for passage in passages]
+        scores = encoder.predict([break_control_tokens(pair, encoder.tokenizer) for pair in pairs], show_progress_bar=False)
         return PASSAGE_COLUMNS[int(scores.argmax())]
 
     _judge_each(records, model, labels, judge)
@@ -113,6 +119,7 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path) -> None:
     yes, no = (tokenizer.encode(word, add_special_tokens=False)[-1] for word in ("true", "false"))
 
     def is_relevant(query: str, passage: str) -> bool:
+        query, passage = break_control_tokens((query, passage), tokenizer)
         question = RELEVANCE_QUESTION.format(query=query, passage=passage)
         if tokenizer.chat_template:
             chat = [{"role": "user", "content": question}]
@@ -126,6 +133,14 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path) -> None:
         return stages.combine([name for name, text in zip(PASSAGE_COLUMNS, passages) if is_relevant(query, text)])
 
     _judge_each(records, model, labels, judge)
+
+
+def break_control_tokens(texts: tuple[str, ...], tokenizer: Any) -> tuple[str, ...]:
+    """Texts in which a tokenizer of transformers finds no control token: each is broken by a blank after its first sign."""
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for token in control:
+        texts = tuple(text.replace(token, f"{token[0]} {token[1:]}") for text in texts)
+    return texts
 
 
 def _judge_each(records: Dataset, model: str, labels: Path, judge: Callable[[str, list[str]], str]) -> None:

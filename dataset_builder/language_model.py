@@ -6,29 +6,36 @@ was ever answered, else from the server, within the limits on cost, requests and
 
 import asyncio
 import json
-import os
-from dataclasses import dataclass, replace
+import random
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
-import openai
-from aiolimiter import AsyncLimiter
 
+from dataset_builder import chat
 from dataset_builder.batches import BatchTransport
-from dataset_builder.chat import AnswerType, Request, estimate_tokens, read_answer, read_completion, reasons
-from dataset_builder.errors import BadAnswer, Stop
-from dataset_builder.ledger import Answer, Ledger, LedgerError
+from dataset_builder.chat import AnswerType, Request
+from dataset_builder.errors import BadAnswer, NoAnswer, Refused, Stop
+from dataset_builder.ledger import Answer, Ledger
+from dataset_builder.live import LiveTransport
+from dataset_builder.models import known
 from dataset_builder.prices import Prices
 
-OPENAI_URL = "https://api.openai.com/v1"
-"""Where requests go if no other server is named."""
-
 MAX_RETRIES = 8
-"""Retries of a request after 408, 409, 429, 5xx, a timeout or a broken connection, by the ``openai`` client: it honours
-Retry-After and else waits 0.5 to 8 s, doubling, with jitter."""
+"""Retries of a request after 408, 409, 429, 5xx, a timeout or a broken connection: as long after as the server asks for, or
+0.5 to 8 s, doubling, with jitter."""
+
+BATCH_RETRIES = 2
+"""Retries of a question that a job of the Batch API left unanswered."""
 
 MAX_UNANSWERED = 20
-"""So many requests in a row without any answer, retries included, and the run stops: the server is down."""
+"""So many questions in a row without a usable answer, in one stage, and the run stops: the server or model is of no use."""
+
+GRACE = 10.0
+"""Seconds that requests in flight have to come home after an interrupt."""
 
 _OPTIONAL = {
     "response_format": ("response_format", "json_schema", "structured output"),
@@ -38,6 +45,13 @@ _OPTIONAL = {
 }
 """Parameters that a server may refuse, and the words by which its complaint names them."""
 
+_MOST_TOKENS = ("max_tokens", "max_completion_tokens")
+_UNSUPPORTED = re.compile(
+    r"not.{0,30}(?:support|permit|allow|accept|implement|available|recogni)|unsupported|unrecogni|unknown|unexpected|extra|"
+    r"invalid|must be|instead"
+)
+_TOO_LARGE = re.compile(r"too (?:large|long|many|high)|at most|maximum|context")
+
 
 @dataclass
 class Limits:
@@ -46,15 +60,20 @@ class Limits:
     concurrency: int = 64
     """Requests in flight."""
     rpm: int | None = None
-    """Requests per minute."""
+    """Requests per minute, evenly spread."""
     tpm: int | None = None
     """Tokens per minute, prompt and longest possible answer."""
     max_cost: float | None = None
-    """US dollars, all runs into one folder together. Never exceeded: a request is sent if its longest answer fits."""
+    """US dollars, all runs into one folder together. A request is sent if all that it can cost fits. So the sum is never
+    exceeded, except by what is in flight when the process is killed."""
     max_requests: int | None = None
     """Requests, of this run."""
     timeout: float = 120.0
     """Seconds for one answer."""
+    batch_tokens: int | None = None
+    """Prompt tokens of one job of the Batch API; ``None``: what is known of the model."""
+    reasoning: tuple[str, ...] = ()
+    """Models that think before they answer, beside those that are known to."""
 
 
 @dataclass
@@ -66,73 +85,51 @@ class Usage:
     cost: float = 0.0
 
 
-def read_key(base_url: str | None) -> str | None:
-    """The key in the environment variable ``OPENAI_API_KEY``.
+class _Pace:
+    """Spreads what is taken evenly over time, without a burst at the start."""
 
-    Raises:
-        ValueError: OpenAI's server is meant (``None``), and there is no key.
-    """
-    key = os.environ.get("OPENAI_API_KEY")
-    if not key and base_url is None:
-        remedy = "set the environment variable OPENAI_API_KEY, or name a server with --base-url or --local"
-        raise ValueError(f"there is no key: {remedy}")
-    return key
+    def __init__(self, per_minute: int) -> None:
+        self._seconds = 60 / per_minute
+        self._next = 0.0
 
-
-def connect(base_url: str | None, timeout: float, connections: int) -> openai.AsyncOpenAI:
-    """A client for a server (``None``: OpenAI's) on aiohttp's transport, which costs least; ``timeout`` is in seconds.
-
-    Raises:
-        ValueError: See :func:`read_key`.
-    """
-    return openai.AsyncOpenAI(
-        api_key=read_key(base_url) or "none",
-        base_url=base_url or OPENAI_URL,
-        max_retries=MAX_RETRIES,
-        timeout=timeout,
-        http_client=openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=connections)),
-    )
-
-
-@dataclass(frozen=True)
-class LiveTransport:
-    """Sends each request at once."""
-
-    client: openai.AsyncOpenAI
-    ledger: Ledger
-    prices: Prices
-
-    async def send(self, key: str, model: str, body: dict[str, Any]) -> Answer:
-        """The answer to a chat completion request, stored in the ledger under ``key``.
-
-        Raises:
-            openai.APIError: As the ``openai`` client does.
-        """
-        # As the client's README has it for requests of one's own: with the client's retries and errors, but without walking
-        # through the body and building objects of the response, which would take more than half as much CPU again.
-        response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
-        answer = read_completion(response.json(), model, self.prices)
-        await self.ledger.keep_answer(key, model, answer)
-        return answer
+    def delay(self, amount: int = 1) -> float:
+        """Take so much, and wait so many seconds first."""
+        now = time.monotonic()
+        start = max(now, self._next)
+        self._next = start + amount * self._seconds
+        return start - now
 
 
 class LanguageModel:
-    """Structured answers, each paid for once; ``url`` is the server's, for messages."""
+    """Structured answers, each paid for once; ``url`` is the server's."""
 
     def __init__(
         self, transport: LiveTransport | BatchTransport, ledger: Ledger, prices: Prices, limits: Limits, url: str
     ) -> None:
-        self.usage = Usage(cost=sum(total["cost"] for total in ledger.totals().values()))
         self.stopped: Stop | None = None
-        self._transport, self._ledger, self._prices, self._limits, self._url = transport, ledger, prices, limits, url
+        self.grace: float | None = None
+        """Seconds that requests in flight may still take, ``None``: as long as they do."""
+        address = httpx2.URL(url)
+        self._url = str(address.copy_with(userinfo=b"")).rstrip("/")
+        self._transport, self._ledger, self._prices, self._limits = transport, ledger, prices, limits
+        self._live = isinstance(transport, LiveTransport)
         self._slots = asyncio.Semaphore(limits.concurrency)
-        self._rpm = AsyncLimiter(limits.rpm, 60) if limits.rpm else None
-        self._tpm = AsyncLimiter(limits.tpm, 60) if limits.tpm else None
+        self._rpm = _Pace(limits.rpm) if limits.rpm and self._live else None
+        self._tpm = _Pace(limits.tpm) if limits.tpm and self._live else None
         self._reserved = 0.0
         self._settled = asyncio.Condition()
+        self._stopping = asyncio.Event()
         self._sent = 0
-        self._unanswered = 0
-        self._lacking: dict[str, set[str]] = {}  # by model, the optional parameters that the server does not take
+        self._unusable: Counter[str] = Counter()  # by stage, how many questions in a row have no usable answer
+        self._thinking = set(limits.reasoning)
+        self._lacking: dict[str, set[str]] = {}  # by model, the parameters that the server does not take
+        self._most_name = _MOST_TOKENS[address.host.endswith("openai.com")]
+        self.usage = Usage()
+        self.recount()
+
+    def recount(self) -> None:
+        """Read from the ledger what all runs have cost so far."""
+        self.usage.cost = sum(total["cost"] for total in self._ledger.totals().values())
 
     async def ask(self, request: Request[AnswerType]) -> AnswerType:
         """The checked answer to a question.
@@ -141,42 +138,87 @@ class LanguageModel:
             BadAnswer: The record that asks has failed.
             Stop: The run cannot go on.
         """
-        key = request.key()
-        answer = await self._answer(key, request)
-        result, problem = read_answer(answer, request.answer)
-        if result is None:
-            repair = f"That cannot be used: {problem}. Answer again, with the JSON object alone."
-            exchange = [{"role": "assistant", "content": answer.content or ""}, {"role": "user", "content": repair}]
-            again = replace(request, messages=[*request.messages, *exchange], max_tokens=2 * request.max_tokens)
-            second = again.key()
+        keys: list[str] = []
+        while True:
+            key = request.key()
             try:
-                result, problem = read_answer(await self._answer(second, again), request.answer)
+                answer, fresh = await self._answer(key, request)
             except BadAnswer as error:
-                raise BadAnswer(str(error), [key]) from error
-            if result is None:
-                raise BadAnswer(f"{request.stage}: {problem}", [key, second])
-        return result
+                raise BadAnswer(str(error), keys) from error
+            result, problem = chat.read_answer(answer, request.answer)
+            if result is not None:
+                self._unusable[request.stage] = 0
+                return result
+            keys.append(key)
+            following = request.follow_up(answer, problem)
+            if fresh and (following is None or chat.unreadable(answer)):
+                self._count_unusable(request, "gives no usable answer", problem)
+            if following is None:
+                raise BadAnswer(f"{request.stage}: {problem}", keys)
+            if chat.only_thoughts(answer):
+                self._thinking.add(request.model)
+            request = following
 
     def stop(self, reason: str, budget: bool = False) -> Stop:
         """Send nothing more; returns why, the first reason if there were several."""
         self.stopped = self.stopped or Stop(reason, budget)
+        self._stopping.set()
+        if not self._live and not budget:
+            self.grace = 0.0  # jobs go on without us
         return self.stopped
 
-    async def _answer(self, key: str, request: Request[Any]) -> Answer:
+    def interrupt(self) -> None:
+        """Send nothing more; requests in flight may take :data:`GRACE` seconds."""
+        self.grace = GRACE if self._live else 0.0
+        self.stop("interrupted; the same command goes on from here")
+
+    async def _answer(self, key: str, request: Request[Any]) -> tuple[Answer, bool]:
+        """The answer to a request, and whether it came from the server just now."""
         if (answer := self._ledger.answer(key)) is not None:
-            return answer
-        most = self._prices.cost(request.model, estimate_tokens(request.messages), request.most_tokens())
+            return answer, False
+        retries = 0
         async with self._slots:
-            await self._reserve(most)
-            try:
-                answer = await self._send(key, request)
-            finally:
-                async with self._settled:
-                    self._reserved -= most
-                    self._settled.notify_all()
+            while True:
+                body = self._body(request)
+                try:
+                    answer = await self._attempt(key, request, body)
+                    break
+                except Refused as error:
+                    if not self._does_without(request.model, body, error):
+                        raise self._failure(request, str(error)) from error
+                except NoAnswer as error:
+                    if retries == (MAX_RETRIES if self._live else BATCH_RETRIES):
+                        raise self._failure(request, f"no answer, {error} {retries + 1} times") from error
+                    backoff = min(0.5 * 2**retries, 8.0) * (1 - 0.25 * random.random())
+                    await self._wait(error.wait or backoff)
+                    retries += 1
         self.usage.requests += 1
         self.usage.tokens += answer.prompt_tokens + answer.completion_tokens
-        return answer
+        return answer, True
+
+    async def _attempt(self, key: str, request: Request[Any], body: dict[str, Any]) -> Answer:
+        """Send a request once, within the limits."""
+        most = chat.bound_tokens(body)
+        cost = self._prices.cost(request.model, *most)
+        await self._reserve(cost)
+        try:
+            delay = self._rpm.delay() if self._rpm is not None else 0.0
+            if self._tpm is not None:
+                delay = max(delay, self._tpm.delay(chat.estimate_tokens(request.messages) + most[1]))
+            await self._wait(delay)
+            answer = await self._transport.send(key, request.model, body, most)
+            self.usage.cost += answer.cost
+            return answer
+        except NoAnswer as error:
+            self.usage.cost += error.cost
+            raise
+        except Stop as stop:
+            self.stop(str(stop), stop.budget)
+            raise
+        finally:
+            async with self._settled:
+                self._reserved -= cost
+                self._settled.notify_all()
 
     async def _reserve(self, most: float) -> None:
         """Take what a request may cost out of the budget; wait for others to settle where it is tight."""
@@ -190,96 +232,69 @@ class LanguageModel:
                 if budget is None or self.usage.cost + self._reserved + most <= budget:
                     break
                 if self._reserved <= 1e-12:
-                    raise self.stop(f"the budget of ${budget:g} is used up (${self.usage.cost:.4f} so far)", budget=True)
+                    used = f"${self.usage.cost:.4f} so far, and the next request may cost ${most:.4f}"
+                    raise self.stop(f"the budget of ${budget:g} is used up ({used})", budget=True)
                 await self._settled.wait()
             self._reserved += most
             self._sent += 1
 
-    async def _send(self, key: str, request: Request[Any]) -> Answer:
-        if self._rpm is not None:
-            await self._rpm.acquire()
-        if self._tpm is not None:
-            tokens = estimate_tokens(request.messages) + request.most_tokens()
-            await self._tpm.acquire(min(self._tpm.max_rate, tokens))
-        while True:
-            body = self._body(request)
+    async def _wait(self, seconds: float) -> None:
+        """Wait, but not beyond the end of the run."""
+        if seconds > 0:
             try:
-                answer = await self._transport.send(key, request.model, body)
-            except (openai.APIStatusError, openai.APIConnectionError, json.JSONDecodeError, LedgerError) as error:
-                if self._does_without(request.model, body, error):
-                    continue
-                raise self._failure(request, error) from error
-            self._unanswered = 0
-            self.usage.cost += answer.cost
-            return answer
+                await asyncio.wait_for(self._stopping.wait(), seconds)
+            except asyncio.TimeoutError:
+                return
+        if self.stopped is not None:
+            raise self.stopped
 
     def _body(self, request: Request[Any]) -> dict[str, Any]:
         """The chat completion request, less what the server does not take."""
+        model, lacking = known(request.model), self._lacking.get(request.model, set())
         schema = {"name": request.answer.__name__, "strict": True, "schema": request.schema()}
+        most_name = self._most_name if self._most_name not in lacking else self._other_most_name()
         body = {
             "model": request.model,
             "messages": request.messages,
-            "max_completion_tokens" if self._url == OPENAI_URL else "max_tokens": request.most_tokens(),
+            most_name: request.most_tokens(model.thinks or request.model in self._thinking),
             "response_format": {"type": "json_schema", "json_schema": schema},
             "seed": request.seed,
         }
-        body |= {"reasoning_effort": request.effort} if reasons(request.model) else {"temperature": request.temperature}
-        lacking = self._lacking.get(request.model, set())
+        body |= {"reasoning_effort": request.effort} if model.effort else {}
+        body |= {"temperature": request.temperature} if model.temperature else {}
         if "response_format" in lacking:
             demand = f"Answer with one JSON object of this schema and nothing else: {json.dumps(schema['schema'])}"
             first, *rest = request.messages
             body["messages"] = [{"role": first["role"], "content": f"{first['content']}\n\n{demand}"}, *rest]
-        return {name: value for name, value in body.items() if name not in lacking}
+        return {name: value for name, value in body.items() if name == most_name or name not in lacking}
 
-    def _does_without(self, model: str, body: dict[str, Any], error: Exception) -> bool:
-        """Whether the server refuses a parameter that can be left out; it is, from now on."""
-        if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
-            complaint = f"{error.param or ''} {error.message}".lower()
-            for name, words in _OPTIONAL.items():
-                if name in body and any(word in complaint for word in words):
-                    self._lacking.setdefault(model, set()).add(name)
-                    return True
+    def _other_most_name(self) -> str:
+        return _MOST_TOKENS[self._most_name == _MOST_TOKENS[0]]
+
+    def _does_without(self, model: str, body: dict[str, Any], error: Refused) -> bool:
+        """Whether the server refuses a parameter that can be left out or named otherwise; it is, from now on."""
+        lacking = self._lacking.setdefault(model, set())
+        said = error.parameter or error.complaint
+        for name, words in (_OPTIONAL | {self._most_name: (self._most_name,)}).items():
+            refused = any(word in said for word in words) and _UNSUPPORTED.search(error.complaint)
+            if name in body and refused and not (name == self._most_name and _TOO_LARGE.search(error.complaint)):
+                lacking.add(name)
+                return True
         return False
 
-    def _failure(self, request: Request[Any], error: Exception) -> Exception:
-        """What an error means: :class:`Stop` for the run, or :class:`BadAnswer` for the record."""
-        if isinstance(error, LedgerError):
-            return self.stop(str(error))
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return self.stop(
-                f"{self._url} refuses the key (status {error.status_code}): check the environment variable OPENAI_API_KEY"
-            )
-        if isinstance(error, openai.NotFoundError):
-            return self.stop(
-                f"{self._url} has no model {request.model!r}, or nothing at this address (status 404): check --model, "
-                "--judge and --base-url"
-            )
-        if isinstance(error, openai.RateLimitError):
-            if error.code == "insufficient_quota":
-                return self.stop(f"{self._url}: the account's quota is used up (status 429)")
-            wait = error.response.headers.get("retry-after", "")
-            if wait.isdigit() and int(wait) > 120:
-                return self.stop(f"{self._url} asks to wait {wait} s (status 429): run the same command then")
-        reason = f"{request.stage}: {_describe(error)}"
-        if reason.endswith(": content filter"):
-            return BadAnswer(reason)
-        self._unanswered += 1
-        if self._unanswered >= MAX_UNANSWERED:
-            return self.stop(f"{self._url} does not answer, {self._unanswered} requests in a row (the last: {reason})")
-        return BadAnswer(reason)
+    def _failure(self, request: Request[Any], reason: str) -> BadAnswer:
+        """The failure of a record that got no answer.
 
+        Raises:
+            Stop: It is one of many in a row.
+        """
+        self._count_unusable(request, "does not answer", reason)
+        return BadAnswer(f"{request.stage}: {reason}")
 
-def _describe(error: Exception) -> str:
-    """An error in a few words; a server's text may quote the record, so only its code or type is in them."""
-    if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
-        if error.code == "content_filter":
-            return "content filter"
-        kind = error.code or error.type
-        return f"the server refuses the request (status {error.status_code}{f', {kind}' if kind else ''})"
-    if isinstance(error, openai.APIStatusError):
-        return f"no answer, status {error.status_code} after {MAX_RETRIES} retries"
-    if isinstance(error, openai.APITimeoutError):
-        return f"no answer, timed out {MAX_RETRIES + 1} times"
-    if isinstance(error, openai.APIConnectionError):
-        return f"no answer, the connection broke {MAX_RETRIES + 1} times"
-    return "the server's answer is no JSON"
+    def _count_unusable(self, request: Request[Any], what: str, reason: str) -> None:
+        if reason in ("refused", "content filter"):  # which is for the text, and not for the run
+            return
+        self._unusable[request.stage] += 1
+        if self._unusable[request.stage] >= MAX_UNANSWERED:
+            count = self._unusable[request.stage]
+            raise self.stop(f"{self._url} {what}, {count} requests in a row (the last: {request.stage}: {reason})")

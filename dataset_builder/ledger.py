@@ -137,12 +137,12 @@ class Ledger:
         names = ("requests", "prompt_tokens", "completion_tokens", "cost")
         return {model: dict(zip(names, values)) for model, *values in rows}
 
-    async def keep_batch(self, tag: str, identifier: str | None, state: str, models: dict[str, str]) -> None:
-        """Store the state of a job of the Batch API, with the model of each of its requests."""
+    async def keep_batch(self, tag: str, identifier: str | None, state: str, models: dict[str, Any]) -> None:
+        """Store the state of a job of the Batch API, with what is to be known of each of its requests."""
         await self._write("batches", (tag, identifier, state, json.dumps(models)))
 
-    def batches(self) -> list[tuple[str, str | None, dict[str, str]]]:
-        """(tag, id, models by request) of the jobs that are not done."""
+    def batches(self) -> list[tuple[str, str | None, dict[str, Any]]]:
+        """(tag, id, what is known by request) of the jobs that are not done."""
         with self._errors():
             query = "SELECT tag, id, requests FROM batches WHERE state != 'done' ORDER BY rowid"
             rows = self._connection.execute(query).fetchall()

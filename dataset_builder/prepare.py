@@ -37,6 +37,8 @@ class Settings:
         temperature: Of the writing model.
         effort: Reasoning effort of reasoning models.
         type_weights: Weight of each instruction type; those left out get none. ``None``: evenly.
+        max_passage_words: Words of the longest query or passage that is worked on; ``None``:
+            :func:`~dataset_builder.models.longest_passage`.
 
     Raises:
         ValueError: A judge mode or an instruction type that there is not, or no positive weight.
@@ -55,6 +57,7 @@ class Settings:
     temperature: float = 0.8
     effort: str = "medium"
     type_weights: dict[str, float] | None = None
+    max_passage_words: int | None = None
 
     def __post_init__(self) -> None:
         if self.judge_mode not in ("choice", "pairwise"):
@@ -143,8 +146,8 @@ def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -
     """Requests, tokens, price and time of a prepared build, as if every record reached the judge.
 
     The first 200 pairs are measured. Assumed: a token for four ASCII characters or three bytes of others, instructions of 40
-    tokens, passages as long as the source's, 12 tokens for an answer of the judge and 600 more where it reasons (a model of
-    the o or gpt-5 series), 2 s for an answer and 6 s for a reasoned one.
+    tokens, passages as long as the source's, 12 tokens for an answer of the judge and 600 more where it is
+    known to reason, 2 s for an answer and 6 s for a reasoned one.
 
     Raises:
         ValueError: The price of a model is not known.
@@ -164,11 +167,11 @@ def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -
         for prompt, answer, times in (
             ("instruct", 50, 1),
             ("poison", 70, 1),
-            ("write", 20 + 2 * text_tokens(document, 1 / 3), 1),
+            ("write", 20 + 2 * text_tokens(document), 1),
             ("judge" if judged == 3 else "judge_pairwise", 12 + (600 if reasons(settings.judge) else 0), judged),
         ):
             tokens = used[settings.judge if prompt.startswith("judge") else settings.model]
-            tokens[0] += times * estimate_tokens(stages.render(prompt, values), 1 / 3)
+            tokens[0] += times * estimate_tokens(stages.render(prompt, values))
             tokens[1] += times * answer
     total = len(measured) + sum(1 for _ in pairs)
     scale = total / max(len(measured), 1)

@@ -1,10 +1,12 @@
 """What requests cost."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from sentence_transformers_inf.reading import read_json
 
@@ -41,9 +43,13 @@ class Prices:
                 models[name] = [float(part) for part in price.split(",")]
             except ValueError:
                 models[name] = []
-            if not name or len(models[name]) != 2 or min(models[name]) < 0:
+            if not name or not _is_price(models[name]):
                 expected = "MODEL=INPUT,OUTPUT in dollars per million tokens, as gpt-4o=2.5,10"
                 raise ValueError(f"--price {item}: expected {expected}")
+        if wrong := sorted(name for name, price in models.items() if not _is_price(price)):
+            raise ValueError(
+                f"{file}: the price of {wrong[0]!r} is none, expected [input, output] in dollars per million tokens"
+            )
         self._models: dict[str, tuple[float, float]] = {name: (price[0], price[1]) for name, price in models.items()}
 
     def cost(self, model: str, prompt_tokens: int, completion_tokens: int) -> float:
@@ -61,3 +67,9 @@ class Prices:
                 "(0,0 for a server of your own)"
             )
         return self.factor * (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
+
+
+def _is_price(value: Any) -> bool:
+    """Whether this is the dollars for a million tokens of prompt and answer."""
+    numbers = isinstance(value, list) and all(type(part) in (int, float) for part in value)
+    return numbers and len(value) == 2 and all(math.isfinite(part) and part >= 0 for part in value)

@@ -22,11 +22,13 @@ from dataset_builder import stages
 from dataset_builder.batches import BatchTransport
 from dataset_builder.chat import Request
 from dataset_builder.errors import BadAnswer, Stop
-from dataset_builder.language_model import OPENAI_URL, LanguageModel, Limits, LiveTransport, Usage, connect
+from dataset_builder.language_model import GRACE, LanguageModel, Limits, Usage
 from dataset_builder.ledger import Ledger, LedgerError, Outcome, ledger_path
+from dataset_builder.live import OPENAI_URL, LiveTransport, connect
+from dataset_builder.models import longest_passage
 from dataset_builder.prepare import Settings, read_prepared, start_record
 from dataset_builder.prices import Prices
-from dataset_builder.quality import tuple_problem
+from dataset_builder.quality import tuple_problem, words
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -71,6 +73,10 @@ def asker(model: LanguageModel, writer: str, judge: str, temperature: float, see
 
 async def build_tuple(pair: dict[str, Any], ask: stages.Ask, settings: Settings) -> tuple[str, str, dict[str, Any]]:
     """Take one pair, a row of ``pairs.parquet``, through all stages: (``kept`` or ``rejected``, why, the tuple)."""
+    longest = settings.max_passage_words or longest_passage(settings.model, settings.judge)
+    for name in ("query", "passage"):
+        if len(words(pair[name])) > longest:
+            return "rejected", f"longer than {longest:,} words: {name}", {}
     record = await stages.instruct(start_record(pair), ask)
     record = await stages.poison(record, ask)
     record = await stages.write(record, ask)
@@ -124,17 +130,19 @@ async def run(
             async with connect(base_url, limits.timeout, limits.concurrency) as client:
                 transport: LiveTransport | BatchTransport = LiveTransport(client, ledger, prices)
                 if batch:
-                    transport = BatchTransport(client, ledger, prices, batch_poll, log)
-                    await transport.resume()
+                    transport = BatchTransport(client, ledger, prices, batch_poll, limits.batch_tokens, log)
+                model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
+                if isinstance(transport, BatchTransport):
+                    await drive(transport.resume, 1, model, log)
+                    model.recount()
                 if retry_failed:
                     ledger.forget_failures()
-                model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
 
                 def share() -> Iterator[tuple[int, dict[str, Any]]]:
                     pairs = read_prepared(folder)
                     return (item for item in pairs if item[0] % tasks == rank and item[1]["duplicate_of"] is None)
 
-                return await _run_share(share, settings, model, ledger, limits.concurrency, show_progress)
+                return await _run_share(share, settings, model, ledger, limits.concurrency, show_progress, log)
     except Timeout as error:
         raise Stop(f"{folder}: another run is at work in this folder; wait for it or stop it") from error
     except LedgerError as error:
@@ -143,7 +151,7 @@ async def run(
 
 async def _run_share(
     share: Callable[[], Iterator[tuple[int, dict[str, Any]]]], settings: Settings, model: LanguageModel, ledger: Ledger,
-    concurrency: int, show_progress: bool,
+    concurrency: int, show_progress: bool, log: Callable[[str], None],
 ) -> Progress:  # fmt: skip
     ended = ledger.statuses()
     progress = Progress(sum(1 for _ in share()), model.usage, Counter(ended.values()))
@@ -155,50 +163,82 @@ async def _run_share(
             if model.stopped is not None:
                 return
             try:
-                try:
-                    status, reason, record = await build_tuple(pair, ask, settings)
-                except BadAnswer as error:
-                    status, reason, record = "failed", str(error), {"bad_requests": error.requests}
-                await ledger.keep_outcome(Outcome(position, status, reason, record))
-            except (Stop, LedgerError) as error:
-                model.stopped = model.stopped or (error if isinstance(error, Stop) else Stop(str(error)))
-                return
+                status, reason, record = await build_tuple(pair, ask, settings)
+            except BadAnswer as error:
+                status, reason, record = "failed", str(error), {"bad_requests": error.requests}
+            await ledger.keep_outcome(Outcome(position, status, reason, record))
             progress.counts[status] += 1
             bar.update()
+
+    def show() -> None:
+        used = {"requests": model.usage.requests, "tokens": model.usage.tokens, "cost": f"${model.usage.cost:.4f}"}
+        bar.set_postfix({**progress.counts, **used}, refresh=on_terminal)
 
     on_terminal = sys.stderr.isatty()
     bar = tqdm(
         total=progress.total, initial=len(ended), unit="record", mininterval=0.5 if on_terminal else 10.0,
         disable=not show_progress,
     )  # fmt: skip
-    with _stop_on_signal(model), bar:
-        pending = {asyncio.create_task(work()) for _ in range(concurrency)}
-        try:
-            while pending:
-                done, pending = await asyncio.wait(pending, timeout=0.5)
-                used = {"requests": model.usage.requests, "tokens": model.usage.tokens, "cost": f"${model.usage.cost:.4f}"}
-                bar.set_postfix({**progress.counts, **used}, refresh=on_terminal)
-                for task in done:
-                    task.result()
-        finally:
-            for task in pending:
-                task.cancel()
-    if model.stopped is not None:
-        raise model.stopped
+    with bar:
+        await drive(work, concurrency, model, log, show)
     return progress
 
 
+async def drive(
+    work: Callable[[], Coroutine[Any, Any, None]], count: int, model: LanguageModel, log: Callable[[str], None],
+    show: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Run so many workers that ask a model until all have ended; call ``show`` twice a second.
+
+    The first Ctrl-C or SIGTERM is told to ``log`` and lets requests in flight come home, for a short while; the second one
+    ends the process.
+
+    Raises:
+        Stop: The run cannot go on, or was interrupted.
+    """
+
+    async def guarded() -> None:
+        try:
+            await work()
+        except Stop as stop:
+            model.stop(str(stop), stop.budget)
+        except LedgerError as error:
+            model.stop(str(error))
+
+    clock = asyncio.get_running_loop().time
+    end = None
+    with _interrupting(model, log):
+        pending = {asyncio.create_task(guarded()) for _ in range(count)}
+        try:
+            while pending and (end is None or clock() < end):
+                done, pending = await asyncio.wait(pending, timeout=0.5)
+                show()
+                for task in done:
+                    task.result()
+                if end is None and model.grace is not None:
+                    end = clock() + model.grace
+        finally:
+            for task in pending:
+                task.cancel()
+            if pending:  # what is cut off in flight is noted as possibly paid
+                await asyncio.wait(pending)
+    if model.stopped is not None:
+        raise model.stopped
+
+
 @contextlib.contextmanager
-def _stop_on_signal(model: LanguageModel) -> Iterator[None]:
-    """The first Ctrl-C lets requests in flight come home and be kept; the second one ends the process."""
+def _interrupting(model: LanguageModel, log: Callable[[str], None]) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM stop the model, and the second one the process."""
     loop = asyncio.get_running_loop()
+    handled: list[signal.Signals] = []
 
     def stop() -> None:
-        model.stop("interrupted; the same command goes on from here")
-        for number in _SIGNALS:
+        for number in handled:
             loop.remove_signal_handler(number)
+        handled.clear()
+        model.interrupt()
+        log(f"stopping: what is in flight has {GRACE:.0f} s to come home and is kept; Ctrl-C again ends at once")
 
-    handled = []
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
         for number in _SIGNALS:
             loop.add_signal_handler(number, stop)

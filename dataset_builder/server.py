@@ -1,12 +1,17 @@
-"""A language model on this machine: xllamacpp's OpenAI-compatible server on a free port of the loopback address."""
+"""A language model on this machine: xllamacpp's OpenAI-compatible server on a free port of the loopback address.
+
+It runs in a process of its own, which can be ended whatever it is at; with a question in flight it would not end by itself.
+"""
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-CONTEXT_TOKENS = 4096
-"""Tokens of one question with its answer."""
+from dataset_builder.models import LOCAL_CONTEXT
 
 
 @contextlib.contextmanager
@@ -25,28 +30,45 @@ def local_server(gguf: str, slots: int = 2) -> Iterator[str]:
         ImportError: xllamacpp is not installed (extra ``llm``).
         OSError: The model cannot be served.
     """
+    if find_spec("xllamacpp") is None:
+        raise ImportError("a local model needs xllamacpp: pip install 'sentence-transformers-inf[llm]'")
+    command = [sys.executable, "-m", "dataset_builder.server", str(model_file(gguf)), str(slots)]
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )  # Ctrl-C in a terminal is for us alone
     try:
-        import xllamacpp
-    except ImportError as error:
-        raise ImportError("a local model needs xllamacpp: pip install 'sentence-transformers-inf[llm]'") from error
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        if not url.startswith("http"):
+            raise OSError(f"{gguf}: the model cannot be served ({url or f'its server ended with status {server.wait()}'})")
+        yield f"{url}/v1"
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def _serve(path: str, slots: int) -> None:
+    """Serve a model until stdin ends: print the address, or why there is none."""
+    import xllamacpp
 
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(model_file(gguf))
+    parameters.model.path = path
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.n_parallel = slots
     parameters.cpuparams.n_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    parameters.n_ctx = CONTEXT_TOKENS * slots
+    parameters.n_ctx = LOCAL_CONTEXT * slots
     parameters.warmup = False
     parameters.verbosity = 0
     try:
         server = xllamacpp.Server(parameters)  # returns when the model is loaded and the port is open
-    except Exception as error:
-        raise OSError(f"{gguf}: the model cannot be served ({error})") from error
-    try:
-        yield f"{server.listening_address}/v1"
-    finally:
-        del server
+        answer = server.listening_address
+    except Exception as error:  # whatever the library makes of a file that is no model
+        answer = " ".join(str(error).split())
+    sys.stdout.write(f"{answer}\n")
+    sys.stdout.flush()
+    sys.stdin.read()  # ends with the process that started this one, however that ended
+    os._exit(0)
 
 
 def model_file(gguf: str) -> Path:
@@ -68,3 +90,7 @@ def model_file(gguf: str) -> Path:
         return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(f"{gguf}: no such file here, and none could be read from the Hub ({error})") from error
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], int(sys.argv[2]))

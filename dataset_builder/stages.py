@@ -2,7 +2,7 @@
 arXiv:2505.21439, §3). Record in, record out; what a stage asks a model goes through its argument ``ask``.
 
 The prompts are the files of ``prompts/``: a system text, a line ``---``, a user text (Jinja templates). Texts of the record
-enter them as JSON strings only, so that nothing a passage says can end its quotation.
+enter them as JSON strings only, so that nothing a passage says can end its quotation, or be a control token.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import jinja2
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from dataset_builder.chat import escape_control_tokens
 from dataset_builder.quality import passage_words, words
 from sentence_transformers_inf.records import INSTRUCTION_TYPES, PASSAGE_COLUMNS, TRIPLES
 
@@ -194,6 +195,6 @@ def _prompt_text(name: str) -> str:
 @functools.cache
 def _templates(name: str) -> tuple[jinja2.Template, jinja2.Template]:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
+    environment.filters["quoted"] = lambda text: escape_control_tokens(json.dumps(text, ensure_ascii=False))
     system, user = _prompt_text(name).split("\n---\n")
     return environment.from_string(system), environment.from_string(user)

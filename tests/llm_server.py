@@ -1,4 +1,4 @@
-"""A scripted OpenAI-compatible server with faults: ``python llm_server.py FOLDER [--faults] [--latency S] ...``.
+"""A scripted OpenAI-compatible server with faults: ``python llm_server.py FOLDER [--faults] [--fault NAME] ...``.
 
 It runs in a process of its own, so that builds can be killed beside it. Answers depend on the question alone; faults on
 the question and on how often it came. Every question is noted in ``FOLDER/log.jsonl`` when it arrives and when its answer
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -88,6 +89,8 @@ def answer(kind: str, user: str) -> dict[str, str]:
         document = texts[2].split()
         zeta, omega = re.findall(r"zeta\w+", user)[0], re.findall(r"omega\w+", user)[0]
         body = [" ".join(f"{word[::-1]}{tail}" for word in document) for tail in ("a", "b")]
+        if max(map(len, document)) > 40:  # a script without spaces
+            body = ["".join(random.Random(tail).sample(texts[2], len(texts[2]))) for tail in ("a", "b")]
         return {"passage_1": f"{body[0]} {zeta}", "passage_2": f"{body[1]} {omega}"}
     query, instruction, *passages = texts[:5]
     wanted = "omega" if "omega" in query else "zeta" if "zeta" in instruction else None
@@ -99,12 +102,52 @@ def answer(kind: str, user: str) -> dict[str, str]:
     return {"answer": "ABC"[right.index(True)] if True in right else "none"}
 
 
+def odd(kind: int, completion: dict) -> bytes:
+    """A completion that no client can use, in one of many ways."""
+    message = completion["choices"][0]["message"]
+    bodies = (
+        b"", b"<html>Bad gateway, but 200</html>", "<html>caf\xe9</html>".encode("latin-1"), b"[" * 200_000,
+        b'{"choices": []}', b'{"choices": [{"message": null}]}', b'{"object": "list", "data": []}', b"null", b"3e999",
+    )  # fmt: skip
+    if kind < len(bodies):
+        return bodies[kind]
+    contents = (
+        "\ud800",
+        ["a", "list"],
+        7,
+        {"a": 1},
+        True,
+        "x" * 10_000_000,
+        json.dumps({"[/red]": 1}),
+        "[" * 100_000,
+        "\x00",
+    )
+    message["content"] = contents[kind % len(contents)]
+    return json.dumps(completion).encode()
+
+
+ODD_USAGE = ("many", "1e999", 10**30, -(10**9), 0.5, None, [1], True)
+
+
+def odd_usage(kind: int, completion: dict) -> bytes:
+    """A completion whose answer is good and whose usage is not."""
+    completion["usage"] = {"prompt_tokens": "USAGE", "completion_tokens": 50}
+    value = ODD_USAGE[kind % len(ODD_USAGE)]
+    return json.dumps(completion).replace('"USAGE"', "1e999" if value == "1e999" else json.dumps(value)).encode()
+
+
+def odd_body(kind: int, completion: dict) -> object:
+    """As :func:`odd`, for the JSON object in a row of a batch."""
+    return ("<html>", None, [], {"choices": {}}, completion | {"usage": {"prompt_tokens": -1}})[kind % 5]
+
+
 class Script:
     def __init__(
-        self, folder: Path, faults: bool, latency: float, key: str | None, no_schema: bool, model: str | None
-    ) -> None:
+        self, folder: Path, faults: bool, latency: float, key: str | None, no_schema: bool, model: str | None,
+        named: list[str],
+    ) -> None:  # fmt: skip
         self.folder, self.faults, self.latency, self.key = folder, faults, latency, key
-        self.no_schema, self.model = no_schema, model
+        self.no_schema, self.model, self.named = no_schema, model, named
         self.times: Counter[str] = Counter()
         self.log = (folder / "log.jsonl").open("a", buffering=1, encoding="utf-8")
         self.files: dict[str, bytes] = {}
@@ -122,11 +165,19 @@ class Script:
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         if self.no_schema and "response_format" in body:
             return web.json_response({"error": {"message": "response_format is not supported"}}, status=400)
+        if "picky" in self.named and (complaint := self.refuse(body)) is not None:
+            return web.json_response({"error": complaint}, status=400)
         messages = body["messages"]
         key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
         self.times[key] += 1
         first = self.times[key] == 1
-        self.note("asked", key, messages=messages, auth=request.headers.get("Authorization"))
+        most = body.get("max_tokens") or body.get("max_completion_tokens")
+        self.note("asked", key, messages=messages, auth=request.headers.get("Authorization"), most=most)
+        if "silent" in self.named:
+            await asyncio.sleep(3600)
+        if "echo" in self.named:
+            code = request.headers.get("Authorization").split()[1]
+            return web.json_response({"error": {"message": code, "code": code, "type": code}}, status=400)
         chance = digest(key) % 100 if self.faults else 99
         if first and chance < 6:
             return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "1"})
@@ -139,7 +190,7 @@ class Script:
             await asyncio.sleep(3)  # longer than the client's patience
         await asyncio.sleep(self.latency + (0.3 if 21 <= chance < 26 else 0))
         completion = self.completion(body, key, chance)
-        response = web.json_response(completion)
+        response = web.Response(body=self.spoil(body, completion), content_type="application/json")
         await response.prepare(request)
         await response.write_eof()
         self.note("answered", key)
@@ -148,7 +199,8 @@ class Script:
     def completion(self, body: dict, key: str, chance: int) -> dict:
         messages = body["messages"]
         kind = body["response_format"]["json_schema"]["name"] if "response_format" in body else self.guess(messages)
-        message: dict = {"role": "assistant", "content": json.dumps(answer(kind, messages[1]["content"])), "refusal": None}
+        user = messages[1]["content"].split("\n\nAn earlier answer")[0]  # as at the first time
+        message: dict = {"role": "assistant", "content": json.dumps(answer(kind, user)), "refusal": None}
         reason = "stop"
         stubborn = self.faults and digest(messages[1]["content"]) % 40 == 0  # repairs do not help
         if self.faults and (len(messages) == 2 or stubborn):
@@ -163,6 +215,40 @@ class Script:
             "choices": [{"index": 0, "message": message, "finish_reason": reason}],
             "usage": {"prompt_tokens": 200, "completion_tokens": 50, "total_tokens": 250},
         }  # fmt: skip
+
+    def refuse(self, body: dict) -> dict | None:
+        """What OpenAI says of parameters that its reasoning models do not take, and of those that another server lacks."""
+        for name in ("max_tokens", "temperature", "seed", "reasoning_effort"):
+            if name in body and (body["model"] == "o3-mini" or name == "seed"):
+                hint = " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
+                message = f"Unsupported parameter: '{name}' is not supported with this model.{hint}"
+                return {"message": message, "type": "invalid_request_error", "param": name, "code": "unsupported_parameter"}
+        return None
+
+    def spoil(self, body: dict, completion: dict) -> bytes:
+        """The bytes of an answer, after the faults by name."""
+        number = digest(body["messages"][1]["content"].split("\n\nAn earlier answer")[0])
+        message = completion["choices"][0]["message"]
+        if "odd" in self.named and number % 8 == 0:
+            return odd(number // 8 % 18, completion)
+        if "usage" in self.named:
+            return odd_usage(number, completion)
+        if "html" in self.named:
+            return b"<html>Please log in</html>"
+        if "empty" in self.named:
+            return b""
+        if "schema" in self.named:
+            message["content"] = '{"thoughts": "none"}'
+        if "thoughts" in self.named and body["model"] == "o3-mini" and self.most(body) < 16_000:
+            completion["choices"][0] |= {"message": message | {"content": ""}, "finish_reason": "length"}
+        if "greedy" in self.named:  # a token for each byte, and as many more as it may
+            used = len(json.dumps([body["messages"], body["response_format"]], ensure_ascii=False).encode())
+            completion["usage"] = {"prompt_tokens": used, "completion_tokens": self.most(body)}
+            self.note("used", body["model"], prompt=used, completion=self.most(body))
+        return json.dumps(completion).encode()
+
+    def most(self, body: dict) -> int:
+        return body.get("max_tokens") or body["max_completion_tokens"]
 
     def guess(self, messages: list) -> str:
         told = messages[0]["content"]
@@ -199,25 +285,36 @@ class Script:
         batch = self.batches[name]
         if batch["status"] == "in_progress" and not self.hold.exists():
             lines = []
-            for line in self.files[batch["input_file_id"]].splitlines():
+            for line in self.files[batch["input_file_id"]].split(b"\n")[:-1]:
                 row = json.loads(line)
                 messages = row["body"]["messages"]
                 key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
-                self.note("asked", key, batch=name)
-                body = self.completion(row["body"], key, 99)
-                lines.append(
-                    json.dumps(
-                        {
-                            "id": "r",
-                            "custom_id": row["custom_id"],
-                            "response": {"status_code": 200, "request_id": "q", "body": body},
-                            "error": None,
-                        }
-                    )
-                )
+                status, body = 200, self.completion(row["body"], key, 99)
+                complaint = self.refuse(row["body"]) if "picky" in self.named else None
+                if complaint is not None:
+                    status, body = 400, {"error": complaint}
+                elif "expired" in self.named and batch["number"] == 0 and len(lines) >= 3:
+                    continue
+                else:
+                    self.note("asked", key, batch=name)
+                response = {"status_code": status, "request_id": "q", "body": body}
+                if "rows" in self.named:  # characters that end a line elsewhere
+                    response["request_id"] = "q\u2028\x85\x0c"
+                    if batch["number"] == 0 and len(lines) == 2:
+                        lines.append('{"custom_id": "' + row["custom_id"] + '", "response": {"status_code": 200, "bo')
+                        continue
+                    if status == 200 and digest(key) % 8 == 0:
+                        response["body"] = odd_body(digest(key) // 8, body)
+                line = {"id": "r", "custom_id": row["custom_id"], "response": response, "error": None}
+                lines.append(json.dumps(line, ensure_ascii=False))
                 self.note("answered", key)
+            if "rows" in self.named:
+                other = json.dumps({"custom_id": "of another job", "response": {"status_code": 200, "body": {}}})
+                lines = ["", "null", "[]", '{"custom_id": []}', other, *lines, "   ", "{" * 100_000, '"\\ud800"']
             self.files[f"out-{name}"] = "\n".join(lines).encode()
             batch |= {"status": "completed", "output_file_id": f"out-{name}"}
+            if batch["number"] == 0 and "expired" in self.named:
+                batch |= {"status": "expired"}
         return {
             "id": name,
             "object": "batch",
@@ -234,8 +331,21 @@ class Script:
             "status": "in_progress",
             "input_file_id": body["input_file_id"],
             "metadata": body.get("metadata"),
+            "number": len(self.batches),
         }
-        self.note("submitted", name)
+        size = len(self.files[body["input_file_id"]])
+        self.note("submitted", name, size=size, lines=self.files[body["input_file_id"]].count(b"\n"))
+        for state in ("failed", "cancelled"):
+            if state in self.named and not self.batches[name]["number"]:
+                error = {"code": "token_limit_exceeded", "message": "sk-secret"}
+                self.batches[name] |= {"status": state, "errors": {"object": "list", "data": [error]}}
+        waiting = sum(len(self.files[batch["input_file_id"]]) for batch in self.batches.values()
+                      if batch["status"] == "in_progress")  # fmt: skip
+        if "limit" in self.named and waiting > 60_000:
+            error = {"code": "token_limit_exceeded", "message": "too many"}
+            self.batches[name] |= {"status": "failed", "errors": {"object": "list", "data": [error]}}
+        if "lost" in self.named:
+            return web.json_response({"error": {"message": "bad gateway"}}, status=502)
         if (self.folder / "die").exists():  # the job is there, but its id never reaches the client
             request.transport.close()
             return web.Response()
@@ -258,10 +368,12 @@ async def serve() -> None:
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--key")
     parser.add_argument("--model")
+    parser.add_argument("--fault", action="append", default=[])
     arguments = parser.parse_args()
     script = Script(
-        arguments.folder, arguments.faults, arguments.latency, arguments.key, arguments.no_schema, arguments.model
-    )
+        arguments.folder, arguments.faults, arguments.latency, arguments.key, arguments.no_schema, arguments.model,
+        arguments.fault,
+    )  # fmt: skip
     app = web.Application(client_max_size=1 << 30)
     app.router.add_post("/v1/chat/completions", script.complete)
     app.router.add_post("/v1/files", script.upload)

@@ -20,10 +20,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dataset_builder import stages
 from dataset_builder.agreement import agreement, read_labels
-from dataset_builder.chat import estimate_tokens, text_tokens
+from dataset_builder.chat import bound_tokens, text_tokens
 from dataset_builder.checks import check_records
-from dataset_builder.language_model import LiveTransport, connect
 from dataset_builder.ledger import Ledger
+from dataset_builder.live import LiveTransport, connect
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs, words
 from dataset_builder.sources import read_pairs
@@ -66,7 +66,7 @@ def test_as_many_requests_are_in_flight_as_the_run_allows(tmp_path):
         ledger = Ledger(tmp_path / "ledger.sqlite")
         async with connect(f"http://{host}:{port}/v1", 60, 150) as client:
             transport = LiveTransport(client, ledger, Prices(free=True))
-            requests = [transport.send(str(number), "m", {"model": "m", "messages": []}) for number in range(150)]
+            requests = [transport.send(str(number), "m", {"model": "m", "messages": []}, (1, 1)) for number in range(150)]
             answers = await asyncio.wait_for(asyncio.gather(*requests), 30)
         ledger.close()
         await runner.cleanup()
@@ -78,17 +78,18 @@ def test_as_many_requests_are_in_flight_as_the_run_allows(tmp_path):
 # The estimate of tokens
 
 
-def test_no_text_in_another_script_has_more_tokens_than_are_set_aside_for_it():
+def test_no_text_has_more_tokens_than_are_set_aside_for_it():
     """Not even for a tokenizer that has learnt no word: it takes each byte for a token."""
     alphabet = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(alphabet, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for text in (*UNSPACED.values(), "Ελληνικά", "हिन्दी", "ქართული", "ትግርኛ", "👩‍👩‍👧"):
-        assert len(text) <= len(tokenizer.encode(text).tokens) <= text_tokens(text)
+        most = bound_tokens({"messages": [{"role": "user", "content": text}], "max_tokens": 7})
+        assert len(text) <= len(tokenizer.encode(text).tokens) < most[0]
+        assert most[1] == 7
     english = good_tuple()["document"].encode("ascii", "ignore").decode()
     assert text_tokens(english) == len(english) // 4
-    assert text_tokens(english + UNSPACED["zh"], 1 / 3) == len(english) // 4 + len(UNSPACED["zh"])
-    assert estimate_tokens([{"content": english}, {"content": UNSPACED["ja"]}]) > len(english) // 4 + 3 * len(UNSPACED["ja"])
+    assert text_tokens(english + UNSPACED["zh"]) == len(english) // 4 + len(UNSPACED["zh"])
 
 
 # Sources
@@ -307,9 +308,17 @@ def test_prices_come_from_the_command_line_the_file_and_the_table_in_this_order(
     assert Prices(file, factor=0.5).cost("mine", 1_000_000, 0) == pytest.approx(1.5)
     with pytest.raises(ValueError, match="--price other="):
         Prices().cost("other", 1, 1)
-    for bad in ("x", "x=1", "x=1,b", "=1,2", "x=-1,2"):
+    for bad in ("x", "x=1", "x=1,b", "=1,2", "x=-1,2", "x=nan,1", "x=1,inf", "x=1,2,3"):
         with pytest.raises(ValueError, match="expected MODEL=INPUT,OUTPUT"):
             Prices(overrides=[bad])
+    for bad in ('["a", 1]', "[1]", "null", "[true, 1]", "[NaN, 1]", "[1, -1]", "[1e999, 1]"):
+        file.write_text(f'{{"models": {{"mine": {bad}}}}}')
+        with pytest.raises(ValueError, match=r"prices.json: the price of 'mine' is none"):
+            Prices(file)
+    for bad in (b"[" * 100_000, b"\xff", b"[]", b'{"models": 3}'):
+        file.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"prices.json: expected JSON"):
+            Prices(file)
 
 
 # Agreement

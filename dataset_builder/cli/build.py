@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from tqdm.auto import tqdm
 from typer import Argument, Exit, Option
 
-from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, MaxCost, PriceList
+from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, MaxCost, PriceList, Reasoning
 from sentence_transformers_inf.cli.checks import finite, need, output_folder
 from sentence_transformers_inf.cli.display import Table, print_line, quiet
 from sentence_transformers_inf.cli.errors import error_line
@@ -51,6 +51,10 @@ def build(
     judge_mode: Annotated[str, Option(help="'choice' (3 requests a record) or 'pairwise' (9).")] = "choice",
     temperature: Annotated[float, Option(help="Of the writing model.", min=0, max=2, callback=finite)] = 0.8,
     effort: Effort = "medium",
+    reasoning: Reasoning = None,
+    max_passage_words: Annotated[
+        Optional[int], Option(help="Leave longer passages out; default: what the models can take.", min=1)
+    ] = None,
     concurrency: Concurrency = 64,
     rpm: Annotated[Optional[int], Option(help="Most requests per minute.", min=1)] = None,
     tpm: Annotated[Optional[int], Option(help="Most tokens per minute.", min=1)] = None,
@@ -67,6 +71,9 @@ def build(
     retry_failed: Annotated[bool, Option("--retry-failed", help="Ask again for records that failed.")] = False,
     batch: Annotated[bool, Option("--batch", help="Use OpenAI's Batch API: half the price, within a day.")] = False,
     batch_poll: Annotated[float, Option(help="Seconds between two looks at a batch.", min=0, callback=finite)] = 30.0,
+    batch_tokens: Annotated[
+        Optional[int], Option(help="Most tokens of a batch; default: what a new account may have waiting.", min=1)
+    ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Print requests, tokens, price and time; send nothing.")] = False,
     executor: Annotated[Optional[str], Option(help="Run tasks with datatrove: local, slurm or ray.")] = None,
     tasks: Annotated[int, Option(help="Parts of the build, with --executor.", min=1)] = 1,
@@ -94,9 +101,12 @@ def build(
         concurrency, timeout = 2, max(timeout, 600.0)
     settings = Settings(
         pairs, model, judge, judge_mode, query_column, passage_column, split, limit, sample, seed, temperature, effort,
-        _weights(types),
+        _weights(types), max_passage_words,
     )  # fmt: skip
-    limits = Limits(BATCH_RECORDS if batch else concurrency, rpm, tpm, max_cost, max_requests, timeout)
+    limits = Limits(
+        BATCH_RECORDS if batch else concurrency, rpm, tpm, max_cost, max_requests, timeout, batch_tokens,
+        tuple(reasoning or ()),
+    )  # fmt: skip
     prices = Prices(prices_file, price or (), factor=0.5 if batch else 1.0, free=local is not None)
     for name in (model, judge):
         prices.cost(name, 0, 0)
@@ -133,7 +143,7 @@ def build(
 
 def _check_means(base_url: str | None, local: str | None, executor: str | None, slurm_partition: str | None) -> None:
     """Whether there is what a build runs with, before it reads a pair."""
-    from dataset_builder.language_model import read_key
+    from dataset_builder.live import read_key
     from dataset_builder.server import model_file
 
     if local is not None:
@@ -210,6 +220,8 @@ def _print_estimate(count: int, estimate: Estimate, prices: Prices) -> None:
 
 
 def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
+    from dataset_builder.chat import POSSIBLY_PAID
+
     title = f"{report['pairs']} pairs in {seconds / 60:.1f} minutes, ${report['cost']:.4f}"
     table = Table("outcome", ">pairs", title=title)
     reasons = list(report["reasons"].items())[:12]
@@ -219,6 +231,8 @@ def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
     for reason, number in reasons:
         table.add(f"  {reason}", str(number))
     table.print()
+    if possibly := sum(total["cost"] for model, total in report["usage"].items() if model.endswith(POSSIBLY_PAID)):
+        print_line(f"${possibly:.4f} of it is possibly paid only: where no usage came back, the most is counted")
     what = f"{report['kept']} tuples are" if report["kept"] else "No tuple was kept; the empty table is"
     print_line(f"{what} in {output}/train.parquet, the report in {output}/report.md")
     _print_first(output / "train.parquet")

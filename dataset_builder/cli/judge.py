@@ -1,11 +1,14 @@
 """``inf-ir judge`` and ``inf-ir agreement``."""
 
+import functools
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
+from tqdm.auto import tqdm
 from typer import Argument, Option
 
-from dataset_builder.cli.options import BaseUrl, Concurrency, Effort, MaxCost, PriceList, Records
+from dataset_builder.cli.options import BaseUrl, Concurrency, Effort, MaxCost, PriceList, Reasoning, Records
 from sentence_transformers_inf.cli.checks import existing, output_file, picture
 from sentence_transformers_inf.cli.display import Table, print_line, quiet
 
@@ -24,6 +27,7 @@ def judge(
     base_url: BaseUrl = None,
     judge_mode: Annotated[str, Option(help="'choice' or 'pairwise'.")] = "choice",
     effort: Effort = "medium",
+    reasoning: Reasoning = None,
     concurrency: Concurrency = 64,
     max_cost: MaxCost = None,
     price: PriceList = None,
@@ -31,7 +35,8 @@ def judge(
     """Add a model's judgments of records to a file of labels, for `inf-ir agreement`."""
     from dataset_builder import judging
     from dataset_builder.errors import Stop
-    from dataset_builder.language_model import Limits, read_key
+    from dataset_builder.language_model import Limits
+    from dataset_builder.live import read_key
     from dataset_builder.prices import Prices
     from sentence_transformers_inf.records import load_records
 
@@ -39,7 +44,7 @@ def judge(
         raise ValueError(f"--kind {kind}: expected server, cross-encoder or reranker")
     if judge_mode not in ("choice", "pairwise"):
         raise ValueError(f"--judge-mode {judge_mode}: expected choice or pairwise")
-    limits = Limits(concurrency=concurrency, max_cost=max_cost)
+    limits = Limits(concurrency=concurrency, max_cost=max_cost, reasoning=tuple(reasoning or ()))
     prices = Prices(overrides=price or ())
     if kind == "server":
         prices.cost(model, 0, 0)
@@ -53,7 +58,7 @@ def judge(
         try:
             failed = judging.judge_with_server(
                 records, model, labels, base_url=base_url, limits=limits, prices=prices,
-                pairwise=judge_mode == "pairwise", effort=effort,
+                pairwise=judge_mode == "pairwise", effort=effort, log=functools.partial(tqdm.write, file=sys.stderr),
             )  # fmt: skip
         except Stop as stop:
             raise ValueError(str(stop)) from stop

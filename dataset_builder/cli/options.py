@@ -11,6 +11,10 @@ FAILED, CANNOT, BUDGET = 1, 2, 3
 
 Records = Annotated[str, typer.Argument(help="InF-IR records: 'mini', a file, a folder, or a Hub dataset id.")]
 Effort = Annotated[str, typer.Option(help="Reasoning effort of a reasoning model.")]
+Reasoning = Annotated[
+    Optional[list[str]],
+    typer.Option(help="A model that thinks before it answers and is not known to; may be repeated.", metavar="MODEL"),
+]
 BaseUrl = Annotated[
     Optional[str],
     typer.Option(help="An OpenAI-compatible server, as vLLM or Ollama.", envvar="OPENAI_BASE_URL", callback=server),
