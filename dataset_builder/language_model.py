@@ -7,8 +7,10 @@ was ever answered, else from the server, within the limits on cost, requests and
 import asyncio
 import json
 import os
+import re
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 import openai
@@ -66,16 +68,27 @@ class Usage:
     cost: float = 0.0
 
 
+def public_url(url: str) -> str:
+    """An address without what may be secret in it: user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def connect(base_url: str | None, timeout: float, connections: int) -> openai.AsyncOpenAI:
     """A client for a server (``None``: OpenAI's) on aiohttp's transport, which costs least; ``timeout`` is in seconds.
 
     Raises:
-        Stop: OpenAI's server is meant and there is no key in the environment variable ``OPENAI_API_KEY``.
+        Stop: OpenAI's server is meant and there is no key in the environment variable ``OPENAI_API_KEY``, or what is in it
+            cannot be one.
     """
     key = os.environ.get("OPENAI_API_KEY")
     if not key and base_url is None:
         remedy = "set the environment variable OPENAI_API_KEY, or name a server with --base-url or --local"
         raise Stop(f"there is no key: {remedy}")
+    if key and not re.fullmatch("[!-~]+", key):
+        raise Stop(
+            "OPENAI_API_KEY holds a space, a line end or a character outside of ASCII, which no key has: copy it again"
+        )
     return openai.AsyncOpenAI(
         api_key=key or "none",
         base_url=base_url or OPENAI_URL,
@@ -115,7 +128,13 @@ class LanguageModel:
     ) -> None:
         self.usage = Usage(cost=sum(total["cost"] for total in ledger.totals().values()))
         self.stopped: Stop | None = None
-        self._transport, self._ledger, self._prices, self._limits, self._url = transport, ledger, prices, limits, url
+        self._transport, self._ledger, self._prices, self._limits, self._url = (
+            transport,
+            ledger,
+            prices,
+            limits,
+            public_url(url),
+        )
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._rpm = AsyncLimiter(limits.rpm, 60) if limits.rpm else None
         self._tpm = AsyncLimiter(limits.tpm, 60) if limits.tpm else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from rich.table import Table
 from tqdm.auto import tqdm
-from typer import Argument, Exit, Option
+from typer import Argument, Context, Exit, Option
 
 from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, PriceList, console, stderr
 from sentence_transformers_inf.cli.errors import error_line
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def build(
+    context: Context,
     pairs: Annotated[
         str, Option(help="microsoft/ms_marco, a Hub dataset, a BEIR folder, or a .jsonl/.csv/.parquet file of pairs.")
     ],
@@ -67,6 +68,7 @@ def build(
     """Turn query-passage pairs into InF-IR tuples. Nothing is paid for twice: run it again to go on."""
     from dataset_builder.batches import BATCH_RECORDS
     from dataset_builder.errors import Stop
+    from dataset_builder.files import locked
     from dataset_builder.language_model import Limits
     from dataset_builder.prepare import Settings, estimate, prepare
     from dataset_builder.prices import Prices
@@ -88,6 +90,7 @@ def build(
     prices = Prices(prices_file, price or (), factor=0.5 if batch else 1.0, free=local is not None)
     for name in (model, judge):
         prices.cost(name, 0, 0)
+    context.with_resource(locked(output))
     count = prepare(output, settings, tasks)
     if dry_run:
         _print_estimate(count, estimate(output, settings, limits, prices), prices)
@@ -190,19 +193,39 @@ def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
-def repair(output: Annotated[Path, Argument(help="Folder of a build whose ledger is damaged.")]) -> None:
+def repair(
+    output: Annotated[Path, Argument(help="Folder of a build whose ledger is damaged, or the ledger itself.")],
+) -> None:
     """Save what can be read of a damaged ledger; the damaged file is kept."""
-    import sqlite3
+    from dataset_builder.files import locked
+    from dataset_builder.ledger import ledger_path
+    from dataset_builder.prepare import read_build
 
-    from dataset_builder.ledger import Ledger, LedgerError, repair_ledger
+    folder = next((place.parent for place in output.parents if (place / "build.json").is_file()), output)
+    if folder.is_file():  # the ledger of judgments
+        _repair(folder, None)
+        return
+    build = read_build(folder)
+    with locked(folder):
+        for rank in range(build["tasks"]):
+            path = ledger_path(folder, rank, build["tasks"])
+            if any(path.parent.glob("ledger.*")) or (folder / "report.json").is_file():
+                _repair(path, build["build"])
 
-    found = sorted((output / "work").glob("**/ledger.sqlite"))
-    if not found:
-        raise FileNotFoundError(f"{output}: there is no ledger in this folder")
-    for path in found:
-        try:
-            Ledger(path).close()
-            console.print(f"{path}: nothing is wrong with it", markup=False)
-        except (LedgerError, sqlite3.Error):
-            saved, aside = repair_ledger(path)
-            console.print(f"{path}: {saved} answers saved; the damaged file is now {aside.name}", markup=False)
+
+def _repair(path: Path, build: str | None) -> None:
+    from dataset_builder.ledger import Ledger, LedgerDamage, repair_ledger
+
+    missing = not path.exists()
+    try:
+        with contextlib.closing(Ledger(path, build)) as ledger:
+            count = sum(int(total["requests"]) for total in ledger.totals().values())
+        line = f"nothing to repair: {count} answers, each as it was written"
+        if missing:
+            line = "it was missing; a new one without answers is there now"
+    except LedgerDamage as damage:
+        repaired = repair_ledger(path, build)
+        lost = f"at least {repaired.lost} lost" if repaired.lost else "none missing up to the last of them"
+        aside = f"; the damaged file is now {repaired.aside.name}" if repaired.aside is not None else ""
+        line = f"{damage.problem}: {repaired.saved} answers saved, {lost}{aside}"
+    console.print(f"{path}: {line}", markup=False, soft_wrap=True)
