@@ -75,8 +75,8 @@ class BuildTask:
 class _LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
     """datatrove's executor of this machine with a process for each task, whose end the system tells.
 
-    datatrove's own pool waits forever for a worker that was killed. When a task raises, it sends SIGTERM to the other workers
-    and waits for their end, but that signal asks a run to bring home its answers, and then the worker waits for a task.
+    datatrove's own pool waits forever for a worker that was killed. When a task raises, it sends SIGTERM to the others and
+    waits for their end, but that signal asks a run to bring home its answers, and then the worker waits for a task.
     """
 
     def run(self) -> None:

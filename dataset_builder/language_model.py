@@ -86,9 +86,7 @@ def connect(base_url: str | None, timeout: float, connections: int) -> openai.As
         remedy = "set the environment variable OPENAI_API_KEY, or name a server with --base-url or --local"
         raise Stop(f"there is no key: {remedy}")
     if key and not re.fullmatch("[!-~]+", key):
-        raise Stop(
-            "OPENAI_API_KEY holds a space, a line end or a character outside of ASCII, which no key has: copy it again"
-        )
+        raise Stop("OPENAI_API_KEY holds a space, a line end or a character outside of ASCII, as no key does: copy it again")
     return openai.AsyncOpenAI(
         api_key=key or "none",
         base_url=base_url or OPENAI_URL,
@@ -128,13 +126,8 @@ class LanguageModel:
     ) -> None:
         self.usage = Usage(cost=sum(total["cost"] for total in ledger.totals().values()))
         self.stopped: Stop | None = None
-        self._transport, self._ledger, self._prices, self._limits, self._url = (
-            transport,
-            ledger,
-            prices,
-            limits,
-            public_url(url),
-        )
+        self._transport, self._ledger, self._prices, self._limits = transport, ledger, prices, limits
+        self._url = public_url(url)
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._rpm = AsyncLimiter(limits.rpm, 60) if limits.rpm else None
         self._tpm = AsyncLimiter(limits.tpm, 60) if limits.tpm else None
