@@ -2,7 +2,7 @@
 
     python benchmarks/diversity.py [--number 10000] [--alike 100000] [--json FILE]
 
-``--alike`` is for the search for near duplicates: so many passages of 84 words that share six of seven words with each other.
+``--alike`` is for the search for near duplicates: so many passages of 84 words that share six of seven words.
 Prints the seconds, and the peak memory beyond what the process had before the measure was called, its input included.
 """
 
