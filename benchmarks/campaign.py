@@ -1,7 +1,7 @@
 """Builds under faults, kills and a second builder: ``python benchmarks/campaign.py [--pairs 300] [--kills 20]``.
 
-Live and through the Batch API, against the tests' scripted server: a build that nothing disturbs, and one that two builders at
-a time begin at random moments and that is killed so many times. Prints what the server counted; ends with an error if the
+Live and through the Batch API, against the tests' scripted server: a build that nothing disturbs, and one that two builders
+at a time begin at random moments and that is killed so many times. Prints what the server counted; ends with an error if the
 outputs differ in a byte, more was paid twice than was in flight at the deaths, or the budget was exceeded.
 """
 

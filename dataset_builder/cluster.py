@@ -107,7 +107,7 @@ class _LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
                 for sentinel in wait(list(running)):
                     process, receiver = running.pop(sentinel)
                     process.join()
-                    with receiver, contextlib.suppress(EOFError):  # nothing was sent: a kill, or an error of ours
+                    with receiver, contextlib.suppress(EOFError, OSError):  # nothing was sent: a kill, or our error
                         stops.append(stop := Stop(*json.loads(receiver.recv_bytes())))
                         if not stop.budget:
                             waiting.clear()

@@ -17,6 +17,9 @@ ROW_GROUP = 500
 """Rows that are in memory at a time."""
 
 
+_held: set[Path] = set()
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from a build's folder, which is made if it is not there; a process may lock it again.
@@ -25,16 +28,23 @@ def locked(folder: Path) -> Iterator[None]:
         BlockingIOError: Another process is at work in it.
         FileExistsError: It holds something else than a build.
     """
-    work = folder / "work"
+    work = folder.resolve() / "work"
+    if work in _held:
+        yield
+        return
     if folder.is_dir() and any(folder.iterdir()) and not work.is_dir():
         raise FileExistsError(f"{folder} is not empty and holds no build: name another output folder")
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work / "lock", timeout=0, thread_local=False, is_singleton=True):
-            for place in (folder, folder / "unfiltered", work):
-                for part in place.glob(".*.part"):  # of a process that was killed
-                    part.unlink()
-            yield
+        with FileLock(work / "lock", timeout=0):
+            _held.add(work)
+            try:
+                for place in (folder, folder / "unfiltered", work):
+                    for part in place.glob(".*.part"):  # of a process that was killed
+                        part.unlink()
+                yield
+            finally:
+                _held.remove(work)
     except Timeout as error:
         raise BlockingIOError(f"{folder}: another run is at work in this folder; wait for it or stop it") from error
 

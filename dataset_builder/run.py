@@ -122,11 +122,12 @@ async def run(
     if (folder / "report.json").is_file() and not path.exists():
         remedy = f"put it back, or begin it anew by `inf-ir repair {folder}`"
         raise Stop(f"{path} is missing, and its answers were paid for: {remedy}")
+    build = read_build(folder)["build"]
     try:
         with contextlib.ExitStack() as stack:
             if tasks == 1:  # whoever started the tasks of an executor holds the folder
                 stack.enter_context(locked(folder))
-            ledger = stack.enter_context(contextlib.closing(Ledger(path, read_build(folder)["build"])))
+            ledger = stack.enter_context(contextlib.closing(Ledger(path, build)))
             async with connect(base_url, limits.timeout, limits.concurrency) as client:
                 transport: LiveTransport | BatchTransport = LiveTransport(client, ledger, prices)
                 if batch:

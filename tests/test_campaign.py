@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign import check
-from tests.test_builder import command, environment, inf_ir, only_error, pairs, serve, start  # noqa: F401
+from tests.test_builder import command, dataset_bytes, environment, inf_ir, only_error, pairs, serve, start  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +68,14 @@ def test_the_local_executor_ends_whatever_becomes_of_its_tasks(serve, pairs, tmp
     result = inf_ir(*words)
     assert result.returncode == 0, result.stderr[-3000:]
     assert len(server.asked_after_answer()) <= 3 * 2 * 3 * 2
+    made = dataset_bytes(output)
+    ledger = output / "work" / "task-00001" / "ledger.sqlite"
+    ledger.write_bytes(ledger.read_bytes()[: ledger.stat().st_size // 2])
+    assert "inf-ir repair" in only_error(inf_ir(*words))
+    assert "answers saved" in inf_ir("repair", output).stdout
+    result = inf_ir(*words)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert dataset_bytes(output) == made
     for path in output.rglob("*"):
         if path.is_file():
             assert b"pass-in-the-url" not in path.read_bytes(), path

@@ -211,6 +211,9 @@ def repair(
             path = ledger_path(folder, rank, build["tasks"])
             if any(path.parent.glob("ledger.*")) or (folder / "report.json").is_file():
                 _repair(path, build["build"])
+                (folder / "work" / "logs" / "completions" / f"{rank:05d}").unlink(
+                    missing_ok=True
+                )  # a task may have more to do
 
 
 def _repair(path: Path, build: str | None) -> None:
