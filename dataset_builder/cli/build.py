@@ -211,10 +211,8 @@ def repair(
             path = ledger_path(folder, rank, build["tasks"])
             if any(path.parent.glob("ledger.*")) or (folder / "report.json").is_file():
                 _repair(path, build["build"])
-                # A task that had ended may have more to do again.
-                (folder / "work" / "logs" / "completions" / f"{rank:05d}").unlink(
-                    missing_ok=True
-                )  # a task may have more to do
+                ended = folder / "work" / "logs" / "completions" / f"{rank:05d}"
+                ended.unlink(missing_ok=True)  # the task may have more to do
 
 
 def _repair(path: Path, build: str | None) -> None:
