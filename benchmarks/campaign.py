@@ -36,13 +36,13 @@ def measure(folder: Path, source: Path, kills: int, batch: bool) -> dict[str, ob
     from tests.campaign import check
     from tests.llm_server import Server
 
-    options = [] if batch else ["--faults", "--latency", "0.1"]
+    options = [] if batch else ["--faults", "--latency", "0.3"]
     folder.mkdir()
     servers = [Server(folder / name, *options) for name in ("calm", "storm")]
     try:
         started = time.perf_counter()
         builder(["dataset_builder.cli"], source, folder / "undisturbed", servers[0].url, batch)
-        program = ["tests.campaign", kills, 0, 6 if batch else 3]
+        program = ["tests.campaign", kills, 0, 4 if batch else 1.5]
         ended = json.loads(builder(program, source, folder / "out", servers[1].url, batch).stdout.splitlines()[0])
         factor, deaths = (0.5, 0) if batch else (1.0, ended["-9"])  # an answer of the Batch API can be fetched again
         found = check(folder / "out", folder / "undisturbed", servers[1], deaths, 3 * CONCURRENCY, MAX_COST, factor)
