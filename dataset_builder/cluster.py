@@ -113,7 +113,7 @@ class _LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
                             waiting.clear()
                         continue
                     if process.exitcode:
-                        logs = Path(self.logging_dir.path) / "logs"
+                        logs = Path(self.logging_dir.path, "logs")
                         stops.append(Stop(f"a task did not end (exit status {process.exitcode}), see {logs}; run it again"))
         if stops:
             raise min(stops, key=lambda stop: stop.budget)

@@ -5,12 +5,13 @@ was ever answered, else from the server, within the limits on cost, requests and
 """
 
 import asyncio
+import base64
 import json
 import os
 import re
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx2
 import openai
@@ -87,9 +88,13 @@ def connect(base_url: str | None, timeout: float, connections: int) -> openai.As
         raise Stop(f"there is no key: {remedy}")
     if key and not re.fullmatch("[!-~]+", key):
         raise Stop("OPENAI_API_KEY holds a space, a line end or a character outside of ASCII, as no key does: copy it again")
+    parts = urlsplit(base_url or OPENAI_URL)
+    login, _, host = parts.netloc.rpartition("@")  # as a header: aiohttp takes none in an address beside a key
+    basic = {"Authorization": f"Basic {base64.b64encode(unquote(login).encode()).decode()}"} if login else None
     return openai.AsyncOpenAI(
         api_key=key or "none",
-        base_url=base_url or OPENAI_URL,
+        base_url=urlunsplit(parts._replace(netloc=host)),
+        default_headers=basic,
         max_retries=MAX_RETRIES,
         timeout=timeout,
         http_client=openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=connections)),

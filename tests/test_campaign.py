@@ -67,6 +67,7 @@ def test_the_local_executor_ends_whatever_becomes_of_its_tasks(serve, pairs, tmp
             assert process.returncode == 2
     result = inf_ir(*words)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert {event["auth"] for event in server.events() if "auth" in event} == {"Basic YW5uOnBhc3MtaW4tdGhlLXVybA=="}
     assert len(server.asked_after_answer()) <= 3 * 2 * 3 * 2
     made = dataset_bytes(output)
     ledger = output / "work" / "task-00001" / "ledger.sqlite"

@@ -88,8 +88,6 @@ def test_rows_in_the_write_ahead_log_of_a_killed_process_are_saved(tmp_path):
     content = bytearray(path.read_bytes())
     content[:20] = bytes(20)
     path.write_bytes(content)
-    with pytest.raises(LedgerDamage):
-        Ledger(path, BUILD)
     assert repair_ledger(path, BUILD).saved == 40
     assert repair_ledger(path, BUILD).saved == 40
 
