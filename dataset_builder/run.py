@@ -127,8 +127,9 @@ async def run(
         with contextlib.ExitStack() as stack:
             if tasks == 1:  # whoever started the tasks of an executor holds the folder
                 stack.enter_context(locked(folder))
+            client = connect(base_url, limits.timeout, limits.concurrency)  # first, as it checks the key
             ledger = stack.enter_context(contextlib.closing(Ledger(path, build)))
-            async with connect(base_url, limits.timeout, limits.concurrency) as client:
+            async with client:
                 transport: LiveTransport | BatchTransport = LiveTransport(client, ledger, prices)
                 if batch:
                     transport = BatchTransport(client, ledger, prices, batch_poll, log)
