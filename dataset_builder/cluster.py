@@ -72,7 +72,7 @@ class BuildTask:
         return data
 
 
-class _LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
+class _LocalExecutor(LocalPipelineExecutor):
     """datatrove's executor of this machine with a process for each task, whose end the system tells.
 
     datatrove's own pool waits forever for a worker that was killed. When a task raises, it sends SIGTERM to the others and
