@@ -75,9 +75,9 @@ def read_by_sqlite(path, whole, answers):
     content = path.read_bytes()
     mended = path.with_name("mended.sqlite")
     mended.write_bytes(whole[:100] + content[100:] + bytes(max(0, len(whole) - max(100, len(content)))))
-    script = (
-        subprocess.run(["sqlite3", path, ".recover"], capture_output=True, check=False) if shutil.which("sqlite3") else None
-    )
+    script = b""
+    if shutil.which("sqlite3"):
+        script = subprocess.run(["sqlite3", path, ".recover"], capture_output=True, check=False).stdout
     with contextlib.closing(sqlite3.connect(mended)) as database, contextlib.closing(sqlite3.connect(":memory:")) as copy:
         with contextlib.suppress(sqlite3.Error):
             copy.executescript(script.decode(errors="replace"))
