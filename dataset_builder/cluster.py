@@ -90,11 +90,11 @@ class _LocalExecutor(LocalPipelineExecutor):
         running: dict[Any, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
         stops: list[Stop] = []
 
-        def interrupt(*_: Any) -> None:
+        def interrupt(*signalled: object) -> None:
             waiting.clear()
             stops.insert(0, Stop("interrupted; the same command goes on from here"))
-            for process, _ in list(running.values()):
-                process.terminate()
+            for task, _ in list(running.values()):
+                task.terminate()
 
         with _handling_signals(interrupt):
             while waiting or running:
@@ -105,16 +105,16 @@ class _LocalExecutor(LocalPipelineExecutor):
                     sender.close()  # here, so that the other end tells when the task has none
                     running[process.sentinel] = process, receiver
                 for sentinel in wait(list(running)):
-                    process, receiver = running.pop(sentinel)
-                    process.join()
-                    with receiver, contextlib.suppress(EOFError, OSError):  # nothing was sent: a kill, or our error
-                        stops.append(stop := Stop(*json.loads(receiver.recv_bytes())))
+                    task, told = running.pop(sentinel)
+                    task.join()
+                    with told, contextlib.suppress(EOFError, OSError):  # nothing was sent: a kill, or our error
+                        stops.append(stop := Stop(*json.loads(told.recv_bytes())))
                         if not stop.budget:
                             waiting.clear()
                         continue
-                    if process.exitcode:
+                    if task.exitcode:
                         logs = Path(self.logging_dir.path, "logs")
-                        stops.append(Stop(f"a task did not end (exit status {process.exitcode}), see {logs}; run it again"))
+                        stops.append(Stop(f"a task did not end (exit status {task.exitcode}), see {logs}; run it again"))
         if stops:
             raise min(stops, key=lambda stop: stop.budget)
 
