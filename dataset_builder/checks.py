@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from dataset_builder.quality import Duplicates, normalised, runs, tuple_problem
 from sentence_transformers_inf.reading import format_of, is_table, read_lines, read_table
@@ -54,7 +55,7 @@ def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = 
     where: dict[str, str] = {}
     duplicates = Duplicates()
     for split, records in splits.items():
-        for number, record in enumerate(records):
+        for number, record in enumerate(tqdm(records, desc=split, disable=None)):
             name = f"{split}/{record.get('id') or number + 1}"
             text = f"{record['query_positive']}\n{record['instruction_positive']}\n{record['document']}"
             if (found := duplicates.add(name, text)) is not None:

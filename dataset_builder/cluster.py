@@ -4,21 +4,33 @@ Each task takes its share of the prepared pairs through the stages with a ledger
 ended and skips it when the build is run again; one that was killed goes on from its ledger.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
+import multiprocessing
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("LOGURU_DIAGNOSE", "NO")  # before datatrove: its logger would print the values of variables
 
 from datatrove.executor.base import PipelineExecutor
+from datatrove.executor.local import LocalPipelineExecutor
 
 from dataset_builder.errors import Stop
 from dataset_builder.language_model import Limits
+from dataset_builder.live import public_url
 from dataset_builder.prepare import Settings
 from dataset_builder.prices import Prices
 from dataset_builder.run import run, run_sync
+
+_URL_VARIABLE = "INF_IR_BASE_URL"
+"""Has the server's address where that holds a password, which the files of an executor must not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +61,96 @@ class BuildTask:
             max_requests=self.limits.max_requests and max(1, self.limits.max_requests // world_size),
         )
         build = functools.partial(run, self.folder, self.settings, limits, self.prices, rank=rank, tasks=world_size)
+        whole = os.environ.get(_URL_VARIABLE)
+        base_url = whole if whole is not None and public_url(whole) == self.base_url else self.base_url
         failure = None
         try:
-            run_sync(lambda: build(base_url=self.base_url, retry_failed=self.retry_failed))
+            run_sync(lambda: build(base_url=base_url, retry_failed=self.retry_failed))
         except Stop as error:
             failure = Stop(str(error), error.budget)
         if failure is not None:  # outside of the handler: the executor logs tracebacks, and those may show records
             raise failure
         return data
+
+
+class _LocalExecutor(LocalPipelineExecutor):
+    """datatrove's executor of this machine with a process for each task, whose end the system tells.
+
+    datatrove's own pool waits forever for a worker that was killed. When a task raises, it sends SIGTERM to the others and
+    waits for their end, but that signal asks a run to bring home its answers, and then the worker waits for a task.
+    """
+
+    def run(self) -> None:
+        """Run the tasks that are not completed, ``workers`` at a time.
+
+        Raises:
+            Stop: A task did not end. One that was stopped by an error keeps tasks that have not begun from beginning.
+        """
+        self.save_executor_as_json()
+        waiting = self.get_incomplete_ranks()
+        running: dict[Any, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
+        stops: list[Stop] = []
+
+        def interrupt(*signalled: object) -> None:
+            waiting.clear()
+            stops.insert(0, Stop("interrupted; the same command goes on from here"))
+            for task, _ in list(running.values()):
+                task.terminate()
+
+        with _handling_signals(interrupt):
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    receiver, sender = _SPAWN.Pipe(duplex=False)
+                    process = _SPAWN.Process(target=_run_task, args=(self, waiting.pop(0), sender))
+                    process.start()
+                    sender.close()  # here, so that the other end tells when the task has none
+                    running[process.sentinel] = process, receiver
+                for sentinel in wait(list(running)):
+                    task, told = running.pop(sentinel)
+                    task.join()
+                    with told, contextlib.suppress(EOFError, OSError):  # nothing was sent: a kill, or our error
+                        stops.append(stop := Stop(*json.loads(told.recv_bytes())))
+                        if not stop.budget:
+                            waiting.clear()
+                        continue
+                    if task.exitcode:
+                        logs = Path(self.logging_dir.path, "logs")
+                        stops.append(Stop(f"a task did not end (exit status {task.exitcode}), see {logs}; run it again"))
+        if stops:
+            raise min(stops, key=lambda stop: stop.budget)
+
+
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+def _run_task(executor: _LocalExecutor, rank: int, sender: Connection) -> None:
+    """Run one task in this process; what stopped it is sent."""
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C goes to all processes of a terminal; the parent passes it on, once
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        executor._run_for_rank(rank, rank % executor.workers)
+    except Stop as stop:
+        sender.send_bytes(json.dumps([str(stop), stop.budget]).encode())
+
+
+@contextlib.contextmanager
+def _handling_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """Call a function at Ctrl-C and SIGTERM, where this is the thread that gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def run_tasks(kind: str, step: BuildTask, tasks: int, workers: int, slurm_partition: str | None, slurm_time: str) -> None:
@@ -66,13 +160,14 @@ def run_tasks(kind: str, step: BuildTask, tasks: int, workers: int, slurm_partit
         Stop: A task cannot go on.
         ValueError: An unknown executor, or Slurm without a partition.
     """
+    if step.base_url is not None and (shown := public_url(step.base_url)) != step.base_url:
+        os.environ[_URL_VARIABLE] = step.base_url
+        step = dataclasses.replace(step, base_url=shown)
     common: dict[str, Any] = {"tasks": tasks, "workers": workers, "logging_dir": str(step.folder / "work" / "logs")}
     common["skip_completed"] = not step.retry_failed  # failed records are looked for in tasks that ended, too
     executor: PipelineExecutor
     if kind == "local":
-        from datatrove.executor.local import LocalPipelineExecutor
-
-        executor = LocalPipelineExecutor([step], start_method="spawn", **common)
+        executor = _LocalExecutor([step], **common)
     elif kind == "ray":
         from datatrove.executor.ray import RayPipelineExecutor
 

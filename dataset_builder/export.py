@@ -15,10 +15,10 @@ from typing import Any
 import jinja2
 
 from dataset_builder import stages
-from dataset_builder.files import replacing, write_parquet, write_text
+from dataset_builder.files import locked, replacing, write_parquet, write_text
 from dataset_builder.inf_ir import KEPT_FEATURES, UNFILTERED_FEATURES
 from dataset_builder.ledger import Ledger, ledger_path
-from dataset_builder.prepare import Settings, read_prepared
+from dataset_builder.prepare import Settings, read_build, read_prepared
 from dataset_builder.prices import Prices
 from sentence_transformers_inf.escaping import markdown_environment
 
@@ -30,14 +30,17 @@ def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> 
         The report. ``kept``, ``rejected``, ``failed`` and ``unfinished`` add up to ``pairs``.
 
     Raises:
+        BlockingIOError: Another process is at work in the folder.
         FileNotFoundError: The ledger of a task is missing.
+        LedgerError: A ledger is damaged, or a task is at work on it.
     """
     paths = [ledger_path(folder, rank, tasks) for rank in range(tasks)]
     for rank, path in enumerate(paths):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: task {rank} of {tasks} has not run, run the same command again")
-    with ExitStack() as stack:
-        ledgers = [stack.enter_context(closing(Ledger(path))) for path in paths]
+    with locked(folder), ExitStack() as stack:
+        build = read_build(folder)["build"]
+        ledgers = [stack.enter_context(closing(Ledger(path, build))) for path in paths]
         outcomes = functools.partial(_outcomes, folder, ledgers)
         (folder / "unfiltered").mkdir(exist_ok=True)
         write_parquet(folder / "train.parquet", KEPT_FEATURES, (row for row in outcomes() if row["status"] == "kept"))
@@ -48,18 +51,18 @@ def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> 
         for ledger in ledgers:
             for model, total in ledger.totals().items():
                 usage.setdefault(model, Counter()).update(total)
-    report = {
-        **counted,
-        "usage": usage,
-        "cost": sum(total["cost"] for total in usage.values()),
-        "prices_as_of": prices.as_of,
-        "settings": asdict(settings),
-        "prompts": stages.prompt_hashes(),
-    }
-    write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    template = (resources.files("dataset_builder") / "report.md").read_text(encoding="utf-8")
-    environment = markdown_environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    write_text(folder / "report.md", environment.from_string(template).render(report))
+        report = {
+            **counted,
+            "usage": usage,
+            "cost": sum(total["cost"] for total in usage.values()),
+            "prices_as_of": prices.as_of,
+            "settings": asdict(settings),
+            "prompts": stages.prompt_hashes(),
+        }
+        write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        template = (resources.files("dataset_builder") / "report.md").read_text(encoding="utf-8")
+        environment = markdown_environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+        write_text(folder / "report.md", environment.from_string(template).render(report))
     return report
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from dataset_builder import stages
@@ -160,9 +161,10 @@ def _name(record: dict[str, Any], number: int) -> str:
 def _add_labels(path: Path, annotator: str, answers: dict[str, list[str]]) -> None:
     """Write an annotator's labels into a file, in the place of earlier ones of the same annotator."""
     lines = []
-    if path.is_file():
-        rows = [row for _, row in read_json_lines(path) if row.get("annotator") != annotator]
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    items = [(f"{name}/{row}", label) for name, found in answers.items() for row, label in enumerate(found)]
-    lines += [json.dumps({"item": item, "annotator": annotator, "label": label}) + "\n" for item, label in items]
-    write_text(path, "".join(lines))
+    with FileLock(f"{path}.lock"):  # against another judge, whose labels would be lost
+        if path.is_file():
+            rows = [row for _, row in read_json_lines(path) if row.get("annotator") != annotator]
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        items = [(f"{name}/{row}", label) for name, found in answers.items() for row, label in enumerate(found)]
+        lines += [json.dumps({"item": item, "annotator": annotator, "label": label}) + "\n" for item, label in items]
+        write_text(path, "".join(lines))

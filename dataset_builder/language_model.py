@@ -12,15 +12,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
-
-import httpx2
+from urllib.parse import urlsplit
 
 from dataset_builder import chat
 from dataset_builder.batches import BatchTransport
 from dataset_builder.chat import AnswerType, Request
 from dataset_builder.errors import BadAnswer, NoAnswer, Refused, Stop
 from dataset_builder.ledger import Answer, Ledger
-from dataset_builder.live import LiveTransport
+from dataset_builder.live import LiveTransport, public_url
 from dataset_builder.models import known
 from dataset_builder.prices import Prices
 
@@ -109,8 +108,7 @@ class LanguageModel:
         self.stopped: Stop | None = None
         self.grace: float | None = None
         """Seconds that requests in flight may still take, ``None``: as long as they do."""
-        address = httpx2.URL(url)
-        self._url = str(address.copy_with(userinfo=b"")).rstrip("/")
+        self._url = public_url(url)
         self._transport, self._ledger, self._prices, self._limits = transport, ledger, prices, limits
         self._live = isinstance(transport, LiveTransport)
         self._slots = asyncio.Semaphore(limits.concurrency)
@@ -123,7 +121,7 @@ class LanguageModel:
         self._unusable: Counter[str] = Counter()  # by stage, how many questions in a row have no usable answer
         self._thinking = set(limits.reasoning)
         self._lacking: dict[str, set[str]] = {}  # by model, the parameters that the server does not take
-        self._most_name = _MOST_TOKENS[address.host.endswith("openai.com")]
+        self._most_name = _MOST_TOKENS[(urlsplit(url).hostname or "").endswith("openai.com")]
         self.usage = Usage()
         self.recount()
 

@@ -1,6 +1,8 @@
 """The first step of a build: read the source once, and estimate what the build will take."""
 
+import hashlib
 import json
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,10 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Features, Value
+from tqdm.auto import tqdm
 
 from dataset_builder import stages
 from dataset_builder.chat import estimate_tokens, reasons, text_tokens
-from dataset_builder.files import ROW_GROUP, write_parquet, write_text
+from dataset_builder.files import ROW_GROUP, locked, write_parquet, write_text
 from dataset_builder.language_model import Limits
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates
@@ -68,39 +71,74 @@ class Settings:
 def prepare(folder: Path, settings: Settings, tasks: int = 1) -> int:
     """Read the source of a build into ``work/pairs.parquet``, unless an earlier run did: how many pairs there are.
 
+    ``work/build.json``, which is written last, holds the settings, the hash of the pairs, and a name by which the ledgers of
+    this build are known.
+
     Raises:
-        FileExistsError: The folder holds something else, or a build with other settings.
-        ValueError, FileNotFoundError: The source cannot be read.
+        BlockingIOError: Another process is at work in the folder.
+        FileExistsError: It holds something else, or a build with other settings.
+        ValueError, FileNotFoundError: The source cannot be read, or has other pairs than it had.
     """
-    work = folder / "work"
     wanted = asdict(settings) | {"tasks": tasks, "prompts": stages.prompt_hashes()}
-    build = work / "build.json"
-    if build.is_file():
-        earlier = json.loads(build.read_text(encoding="utf-8"))
-        if changed := sorted(key for key in wanted if earlier.get(key) != wanted[key]):
+    with locked(folder):
+        path = folder / "work" / "pairs.parquet"
+        earlier = read_build(folder) if (folder / "work" / "build.json").exists() else None
+        if earlier is not None and (changed := sorted(key for key in wanted if earlier.get(key) != wanted[key])):
             raise FileExistsError(
                 f"{folder} holds a build with another {changed[0]} ({earlier.get(changed[0])!r}, now "
                 f"{wanted[changed[0]]!r}): name another output folder"
             )
-    elif folder.is_dir() and any(folder.iterdir()) and not work.is_dir():
-        raise FileExistsError(f"{folder} is not empty and holds no build: name another output folder")
-    path = work / "pairs.parquet"
+        if earlier is None or not path.is_file() or _hash(path) != earlier["pairs_sha256"]:
+            pairs = read_pairs(
+                settings.pairs, query_column=settings.query_column, passage_column=settings.passage_column,
+                split=settings.split, limit=settings.limit, sample=settings.sample, seed=settings.seed,
+            )  # fmt: skip
+            fresh = path.with_name("pairs.new.parquet")
+            write_parquet(fresh, _PAIRS, _prepared(pairs, settings))
+            if earlier is not None and _hash(fresh) != earlier["pairs_sha256"]:
+                raise ValueError(
+                    f"{path} is not as it was written, and {settings.pairs} has other pairs than when this build began: "
+                    "give the source back as it was, or name another output folder"
+                )
+            fresh.replace(path)
+        if earlier is None:
+            build = wanted | {"pairs_sha256": _hash(path), "build": uuid.uuid4().hex}
+            write_text(folder / "work" / "build.json", json.dumps(build, indent=2) + "\n")
+        return int(pq.ParquetFile(path).metadata.num_rows)
+
+
+def read_build(folder: Path) -> dict[str, Any]:
+    """What ``build.json`` of a prepared build says: its settings, ``tasks``, ``pairs_sha256`` and the name ``build``.
+
+    Raises:
+        FileNotFoundError: No build was prepared in the folder.
+        ValueError: The file is damaged, or of an earlier version.
+    """
+    path = folder / "work" / "build.json"
     if not path.is_file():
-        work.mkdir(parents=True, exist_ok=True)
-        pairs = read_pairs(
-            settings.pairs, query_column=settings.query_column, passage_column=settings.passage_column,
-            split=settings.split, limit=settings.limit, sample=settings.sample, seed=settings.seed,
-        )  # fmt: skip
-        write_parquet(path, _PAIRS, _prepared(pairs, settings))
-    if not build.is_file():
-        write_text(build, json.dumps(wanted, indent=2) + "\n")
-    return int(pq.ParquetFile(path).metadata.num_rows)
+        raise FileNotFoundError(f"{folder}: there is no build in this folder")
+    try:
+        build = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        remedy = f"delete it and give the command of the build again, then `inf-ir repair {folder}` hands its answers over"
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    if not isinstance(build, dict) or not {"pairs_sha256", "build", "tasks"} <= build.keys():
+        raise ValueError(f"{path} is of an earlier version: name another output folder")
+    return build
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _prepared(pairs: Iterator[Pair], settings: Settings) -> Iterator[dict[str, Any]]:
     duplicates = Duplicates()
     seen: Counter[str] = Counter()
-    for pair in pairs:
+    for pair in tqdm(pairs, desc="Pairs", unit="pair", disable=None):
         seen[pair.id] += 1
         identifier = pair.id if seen[pair.id] == 1 else f"{pair.id}#{seen[pair.id]}"
         found = duplicates.add(identifier, f"{pair.query}\n{pair.passage}")

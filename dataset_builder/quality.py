@@ -3,6 +3,7 @@
 import itertools
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,10 @@ _BANDS, _BAND_ROWS = 8, 8
 
 NEAR = 0.8
 """Jaccard similarity of word pairs from which two texts count as near duplicates."""
+
+_BUCKET, _COMPARED = 128, 32
+"""At most so many texts are noted of those that share a band, and so many compared with a new one, those with most bands in
+common. Only in corpora made from templates are more texts so much alike."""
 
 QUOTED_WORDS = 5
 """An instruction that has so many words in a row in common with a passage quotes it; see :func:`runs`."""
@@ -118,7 +123,8 @@ def tuple_problem(record: dict[str, Any]) -> str | None:
 class Duplicates:
     """Finds texts that were there before, exactly or nearly: MinHash (Broder 1997) with banding, exact Jaccard to confirm.
 
-    The index is a temporary database on disk, so that memory does not grow with the number of texts.
+    The index is a temporary database on disk, so that memory does not grow with the number of texts, and the work for a text
+    is bounded: where texts are alike by the thousand, a near duplicate may be missed, an exact one never.
     """
 
     def __init__(self) -> None:
@@ -141,12 +147,16 @@ class Duplicates:
         values = sketch.hashvalues.tobytes()
         size = len(values) // _BANDS
         bands = [bytes([band]) + values[band * size : (band + 1) * size] for band in range(_BANDS)]
-        marks = ", ".join("?" * _BANDS)
-        query = f"SELECT DISTINCT id, text FROM bands JOIN texts USING (id) WHERE band IN ({marks}) ORDER BY id"
-        for earlier, other in self._index.execute(query, bands):
+        buckets = [
+            [name for (name,) in self._index.execute("SELECT id FROM bands WHERE band = ?", (band,))] for band in bands
+        ]
+        shared = Counter(itertools.chain.from_iterable(buckets))
+        for earlier in sorted(name for name, _ in shared.most_common(_COMPARED)):
+            (other,) = self._index.execute("SELECT text FROM texts WHERE id = ?", (earlier,)).fetchone()
             if jaccard(shingles, word_pairs(other)) >= NEAR:
                 return "near duplicate", earlier
         self._index.execute("INSERT INTO texts VALUES (?, ?)", (identifier, text))
         self._index.execute("INSERT INTO exact VALUES (?, ?)", (plain, identifier))
-        self._index.executemany("INSERT INTO bands VALUES (?, ?)", [(band, identifier) for band in bands])
+        noted = [(band, identifier) for band, bucket in zip(bands, buckets) if len(bucket) < _BUCKET]
+        self._index.executemany("INSERT INTO bands VALUES (?, ?)", noted)
         return None

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio.from_thread import start_blocking_portal
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from dataset_builder import stages
 from dataset_builder.batches import BatchTransport
 from dataset_builder.chat import Request
 from dataset_builder.errors import BadAnswer, Stop
+from dataset_builder.files import locked
 from dataset_builder.language_model import GRACE, LanguageModel, Limits, Usage
 from dataset_builder.ledger import Ledger, LedgerError, Outcome, ledger_path
 from dataset_builder.live import OPENAI_URL, LiveTransport, connect
 from dataset_builder.models import longest_passage
-from dataset_builder.prepare import Settings, read_prepared, start_record
+from dataset_builder.prepare import Settings, read_build, read_prepared, start_record
 from dataset_builder.prices import Prices
 from dataset_builder.quality import tuple_problem, words
 
@@ -118,16 +118,24 @@ async def run(
         Where the run stands in the end.
 
     Raises:
+        BlockingIOError: Another process is at work in the folder.
         Stop: The run cannot go on, or was interrupted; what was answered is kept.
         ValueError: The price of a model is not known.
     """
     for name in (settings.model, settings.judge):
         prices.cost(name, 0, 0)
     path = ledger_path(folder, rank, tasks)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if (folder / "report.json").is_file() and not path.exists():
+        remedy = f"put it back, or begin it anew by `inf-ir repair {folder}`"
+        raise Stop(f"{path} is missing, and its answers were paid for: {remedy}")
+    build = read_build(folder)["build"]
     try:
-        with FileLock(path.parent / "lock", timeout=0), contextlib.closing(Ledger(path)) as ledger:
-            async with connect(base_url, limits.timeout, limits.concurrency) as client:
+        with contextlib.ExitStack() as stack:
+            if tasks == 1:  # whoever started the tasks of an executor holds the folder
+                stack.enter_context(locked(folder))
+            client = connect(base_url, limits.timeout, limits.concurrency)  # first, as it checks the key
+            ledger = stack.enter_context(contextlib.closing(Ledger(path, build)))
+            async with client:
                 transport: LiveTransport | BatchTransport = LiveTransport(client, ledger, prices)
                 if batch:
                     transport = BatchTransport(client, ledger, prices, batch_poll, limits.batch_tokens, log)
@@ -143,8 +151,6 @@ async def run(
                     return (item for item in pairs if item[0] % tasks == rank and item[1]["duplicate_of"] is None)
 
                 return await _run_share(share, settings, model, ledger, limits.concurrency, show_progress, log)
-    except Timeout as error:
-        raise Stop(f"{folder}: another run is at work in this folder; wait for it or stop it") from error
     except LedgerError as error:
         raise Stop(str(error)) from error
 

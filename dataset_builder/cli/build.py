@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from tqdm.auto import tqdm
-from typer import Argument, Exit, Option
+from typer import Argument, Context, Exit, Option
 
 from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, MaxCost, PriceList, Reasoning
 from sentence_transformers_inf.cli.checks import finite, need, output_folder
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 def build(
+    context: Context,
     pairs: Annotated[
         str, Option(help="microsoft/ms_marco, a Hub dataset, a BEIR folder, or a .jsonl/.csv/.tsv/.parquet file of pairs.")
     ],
@@ -84,6 +85,7 @@ def build(
     """Turn query-passage pairs into InF-IR tuples. Nothing is paid for twice: run it again to go on."""
     from dataset_builder.batches import BATCH_RECORDS
     from dataset_builder.errors import Stop
+    from dataset_builder.files import locked
     from dataset_builder.language_model import Limits
     from dataset_builder.prepare import Settings, estimate, prepare
     from dataset_builder.prices import Prices
@@ -111,6 +113,7 @@ def build(
     for name in (model, judge):
         prices.cost(name, 0, 0)
     quiet()
+    context.with_resource(locked(output))
     count = prepare(output, settings, tasks)
     if dry_run:
         _print_estimate(count, estimate(output, settings, limits, prices), prices)
@@ -250,19 +253,41 @@ def _print_first(path: Path) -> None:
             print_line(f"  {column}: {shortened(record[column], 160)}")
 
 
-def repair(output: Annotated[Path, Argument(help="Folder of a build whose ledger is damaged.")]) -> None:
+def repair(
+    output: Annotated[Path, Argument(help="Folder of a build whose ledger is damaged, or the ledger itself.")],
+) -> None:
     """Save what can be read of a damaged ledger; the damaged file is kept."""
-    import sqlite3
+    from dataset_builder.files import locked
+    from dataset_builder.ledger import ledger_path
+    from dataset_builder.prepare import read_build
 
-    from dataset_builder.ledger import Ledger, LedgerError, repair_ledger
+    folder = next((place.parent for place in output.parents if (place / "build.json").is_file()), output)
+    if folder.is_file():  # the ledger of judgments
+        _repair(folder, None)
+        return
+    build = read_build(folder)
+    with locked(folder):
+        for rank in range(build["tasks"]):
+            path = ledger_path(folder, rank, build["tasks"])
+            if any(path.parent.glob("ledger.*")) or (folder / "report.json").is_file():
+                _repair(path, build["build"])
+                ended = folder / "work" / "logs" / "completions" / f"{rank:05d}"
+                ended.unlink(missing_ok=True)  # the task may have more to do
 
-    found = sorted((output / "work").glob("**/ledger.sqlite"))
-    if not found:
-        raise FileNotFoundError(f"{output}: there is no ledger in this folder")
-    for path in found:
-        try:
-            Ledger(path).close()
-            print_line(f"{path}: nothing is wrong with it")
-        except (LedgerError, sqlite3.Error):
-            saved, aside = repair_ledger(path)
-            print_line(f"{path}: {saved} answers saved; the damaged file is now {aside.name}")
+
+def _repair(path: Path, build: str | None) -> None:
+    from dataset_builder.ledger import Ledger, LedgerDamage, repair_ledger
+
+    missing = not path.exists()
+    try:
+        with contextlib.closing(Ledger(path, build)) as ledger:
+            count = sum(int(total["requests"]) for total in ledger.totals().values())
+        line = f"nothing to repair: {count} answers, each as it was written"
+        if missing:
+            line = "it was missing; a new one without answers is there now"
+    except LedgerDamage as damage:
+        repaired = repair_ledger(path, build)
+        lost = f"at least {repaired.lost} lost" if repaired.lost else "none missing up to the last of them"
+        aside = f"; the damaged file is now {repaired.aside.name}" if repaired.aside is not None else ""
+        line = f"{damage.problem}: {repaired.saved} answers saved, {lost}{aside}"
+    print_line(f"{path}: {line}")

@@ -1,0 +1,74 @@
+"""Builds under faults, kills and a second builder: ``python benchmarks/campaign.py [--pairs 300] [--kills 20]``.
+
+Live and through the Batch API, against the tests' scripted server: a build that nothing disturbs, and one that two builders
+at a time begin at random moments and that is killed so many times. Prints what the server counted; ends with an error if the
+outputs differ in a byte, more was paid twice than was in flight at the deaths, or the budget was exceeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONCURRENCY, MAX_COST = 16, 3.0
+
+
+def builder(program: list[object], source: Path, output: Path, url: str, batch: bool) -> subprocess.CompletedProcess[str]:
+    options = ["--concurrency", CONCURRENCY, "--max-cost", MAX_COST, "--max-failed", 0.5, "--timeout", 2]
+    options += ["--batch", "--batch-poll", 0.2] if batch else []
+    words = ["build", "--pairs", source, "--output", output, "--base-url", url, *options]
+    environment = os.environ | {"OPENAI_API_KEY": "none", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *map(str, [*program, *words])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    if done.returncode or "Traceback" in done.stderr:
+        sys.exit(f"the build failed (exit status {done.returncode}):\n{done.stderr[-3000:]}")
+    return done
+
+
+def measure(folder: Path, source: Path, kills: int, batch: bool) -> dict[str, object]:
+    from tests.campaign import check
+    from tests.llm_server import Server
+
+    options = [] if batch else ["--faults", "--latency", "0.3"]
+    folder.mkdir()
+    servers = [Server(folder / name, *options) for name in ("calm", "storm")]
+    try:
+        started = time.perf_counter()
+        builder(["dataset_builder.cli"], source, folder / "undisturbed", servers[0].url, batch)
+        program = ["tests.campaign", kills, 0, 4 if batch else 1.5]
+        ended = json.loads(builder(program, source, folder / "out", servers[1].url, batch).stdout.splitlines()[0])
+        factor, deaths = (0.5, 0) if batch else (1.0, ended["-9"])  # an answer of the Batch API can be fetched again
+        found = check(folder / "out", folder / "undisturbed", servers[1], deaths, 3 * CONCURRENCY, MAX_COST, factor)
+        return {"seconds": round(time.perf_counter() - started), "builders by exit status": ended, **found}
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=20)
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from sentence_transformers_inf import load_records
+
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name, "pairs.jsonl")
+        with source.open("w", encoding="utf-8") as file:
+            for record in load_records("mini", "train").select(range(options.pairs)):
+                row = {"id": record["id"], "query": record["query_positive"], "passage": record["document"]}
+                file.write(json.dumps(row) + "\n")
+        for kind in ("live", "batch"):
+            print(kind, json.dumps(measure(Path(name, kind), source, options.kills, kind == "batch")), flush=True)
+
+
+if __name__ == "__main__":
+    main()
