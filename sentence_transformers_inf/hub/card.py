@@ -23,7 +23,7 @@ from sentence_transformers_inf.modules import (
     load_instruction_model,
 )
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE
-from sentence_transformers_inf.recipe import model_files, read_recipe
+from sentence_transformers_inf.recipe import model_files, read_json, read_recipe, write_whole
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
@@ -52,7 +52,7 @@ def add_results(
     by_data = {(entry["data"], entry["split"]): entry for entry in (*old["records"], *records)}
     by_task = {(row["task"], row["metric"], row["instructed"]): row for row in (*old["benchmarks"], *benchmarks)}
     merged = {"records": list(by_data.values()), "benchmarks": list(by_task.values())}
-    path.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(merged, indent=2) + "\n")
 
 
 def model_card(folder: str | Path, name: str | None = None, model: SentenceTransformer | None = None) -> ModelCard:
@@ -117,7 +117,7 @@ def write_model_card(folder: str | Path, name: str | None = None, model: Sentenc
         The path of the card.
     """
     path = Path(folder) / "README.md"
-    model_card(folder, name, model).save(path)
+    write_whole(path, str(model_card(folder, name, model)))
     return path
 
 
@@ -138,7 +138,7 @@ def _metadata(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _shown(source: str | None, on_hub: bool) -> str | None:
