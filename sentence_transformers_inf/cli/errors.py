@@ -28,5 +28,9 @@ def run(app: typer.Typer, traceback_variable: str) -> None:
 
 def error_line(text: str) -> None:
     """Print ``error: `` and a text, in one line, on stderr."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"error: {' '.join(text.split())}", markup=False)
+    message_line(f"error: {text}")
+
+
+def message_line(text: str) -> None:
+    """Print a text in one line on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(" ".join(text.split()), markup=False)

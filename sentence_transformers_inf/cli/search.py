@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.options import DataOption
+from sentence_transformers_inf.cli.options import DataOption, TrustOption
 from sentence_transformers_inf.cli.tables import console, hits_table, print_line
 
 
@@ -24,13 +24,15 @@ def search(
         typer.Option(help="The corpus's vectors, from the model or its base: .npy, .npz or a FAISS index."),
     ] = None,
     top: Annotated[int, typer.Option(help="How many passages to show.", min=1)] = 5,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Search a corpus with and without an instruction, and mark the passages that it moved."""
     from sentence_transformers_inf.modules import load_instruction_model
     from sentence_transformers_inf.search import read_index, read_passages
     from sentence_transformers_inf.search import search as run
 
-    texts, loaded = read_passages(corpus), load_instruction_model(model)
+    texts = read_passages(corpus)
+    loaded = load_instruction_model(model, trust_remote_code=trust_remote_code)
     vectors = None if index is None else read_index(index, len(texts), int(loaded.get_embedding_dimension() or 0))
     hits = run(loaded, texts, query, instruction, top, vectors, show_progress=sys.stderr.isatty(), exclude=exclude)
     console.print(hits_table(query, instruction, hits, top))

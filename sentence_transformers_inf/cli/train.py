@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from sentence_transformers_inf.cli.interrupted import interrupted, left_of
 from sentence_transformers_inf.cli.tables import console, print_line
 from sentence_transformers_inf.recipe import read_yaml
 
@@ -32,28 +33,30 @@ def train(context: typer.Context) -> None:
         return
     from sentence_transformers_inf.corpora import load_training_data
     from sentence_transformers_inf.hub.errors import claim_repo
-    from sentence_transformers_inf.training import InstructionTrainer
+    from sentence_transformers_inf.training import InstructionTrainer, RunFolder
 
     script, args = parse(context.args)
     if args.push_to_hub:  # a refusal now and not after the training
         if args.hub_model_id is None:
             raise ValueError("--push-to-hub needs --hub-model-id user/name")
         claim_repo(args.hub_model_id, "model", public=args.hub_private_repo is False, token=args.hub_token)
-    records, validation = load_training_data(script.data, script.max_records)
-    trainer = InstructionTrainer(script.base, args, records, validation)
-    is_main = trainer.is_world_process_zero()
-    if is_main:
-        print_line(trainer.summary())
-    trainer.train()
-    trainer.run_folder.remove_checkpoints()
+    folder = RunFolder(str(args.output_dir))
+    with interrupted(lambda: left_of(folder)):
+        trainer = InstructionTrainer(script.base, args, *load_training_data(script.data, script.max_records))
+        is_main = trainer.is_world_process_zero()
+        if is_main:
+            print_line(trainer.summary())
+        with folder.held():
+            trainer.reopen()
+            trainer.train()
+            url = trainer.push_to_hub() if args.push_to_hub else None
+            folder.remove_checkpoints()
     if is_main:
         print_line(
             f"\nThe model is in {args.output_dir}. Measure it: inf-embed evaluate {args.output_dir} --data {script.data}"
         )
-    if args.push_to_hub:
-        url = trainer.push_to_hub()
-        if is_main:
-            print_line(f"Pushed: {url}")
+    if url is not None:
+        print_line(f"Pushed: {url}")
 
 
 def parse(arguments: list[str]) -> tuple[ScriptArguments, InstructionTrainingArguments]:
@@ -139,6 +142,9 @@ def ablate(
         raise ImportError("the charts need matplotlib: pip install 'sentence-transformers-inf[eval]'")
     datasets.disable_progress_bars()
     ablation = read_config(config)
-    rows = run_ablation(ablation, output, lambda line: console.print(line, markup=False), show_progress=sys.stderr.isatty())
+    with interrupted(lambda: f"what was measured is kept in {output}, and the same command goes on from there"):
+        rows = run_ablation(
+            ablation, output, lambda line: console.print(line, markup=False), show_progress=sys.stderr.isatty()
+        )
     console.print(Markdown(write_report(ablation, rows, output)))
     print_line(f"The table and the charts are in {output}")
