@@ -1,7 +1,9 @@
 """Passages that are encoded once: the corpus of a training run whose passage side stays as it is."""
 
 import hashlib
+import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,16 +11,17 @@ import numpy as np
 from datasets import Dataset
 from filelock import FileLock
 from huggingface_hub import cached_assets_path
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
+from sentence_transformers_inf.modules import check_embeddings, read_array
 from sentence_transformers_inf.modules.fingerprint import embedding_settings, fingerprint
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, read_rows, record_splits
 
 _BLOCK = 1024
-"""Passages encoded between two notes of how far it is."""
+"""Passages encoded and written at a time."""
 
 
 def distinct_passages(splits: Sequence[Dataset]) -> list[str]:
@@ -54,30 +57,51 @@ def encode_passages(
         digest.update(passage.encode() + b"\0")
     folder = cached_assets_path("sentence-transformers-inf", namespace="passages")
     path = folder / f"{digest.hexdigest()[:24]}.npy"
+    partial, shape = path.with_suffix(".partial"), (len(passages), int(model.get_embedding_dimension() or 0))
     with FileLock(path.with_suffix(".lock")):  # the processes of one run want the same passages
-        if not path.exists():
-            _encode_into(path, model, passages, batch_size, show_progress)
+        if not _holds(path, shape):
+            _encode_into(partial, shape, model, passages, batch_size, show_progress)
+            check_embeddings(np.load(partial, mmap_mode="c"), passages, "passages")
+            partial.replace(path)
     return np.load(path, mmap_mode="r")
 
 
+def _holds(path: Path, shape: tuple[int, int]) -> bool:
+    """Whether a file holds vectors of a shape: it is there, and not damaged."""
+    try:
+        vectors = read_array(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    return vectors.shape == shape and vectors.dtype == np.float32
+
+
 def _encode_into(
-    path: Path, model: SentenceTransformer, passages: Sequence[str], batch_size: int, show_progress: bool
+    path: Path,
+    shape: tuple[int, int],
+    model: SentenceTransformer,
+    passages: Sequence[str],
+    batch_size: int,
+    show_progress: bool,
 ) -> None:
-    partial, progress = path.with_suffix(".partial"), path.with_suffix(".count")
-    done = int(progress.read_text()) if progress.exists() and partial.exists() else 0
-    shape = (len(passages), int(model.get_embedding_dimension() or 0))
-    vectors = open_memmap(partial, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
-    with tqdm(total=len(passages), initial=done, desc="Passages", disable=not show_progress) as bar:
-        for start in range(done, len(passages), _BLOCK):
-            block = passages[start : start + _BLOCK]
-            vectors[start : start + len(block)] = model.encode_document(
-                list(block), batch_size=batch_size, show_progress_bar=False
-            )
-            vectors.flush()
-            progress.write_text(str(start + len(block)))
-            bar.update(len(block))
-    partial.rename(path)
-    progress.unlink(missing_ok=True)
+    """Write the vectors of passages as a ``.npy`` file, after the blocks of them that are in it already."""
+    header = io.BytesIO()
+    write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    start, row = len(header.getvalue()), 4 * shape[1]
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        blocks = (path.stat().st_size - start) // (row * _BLOCK) if file.read(start) == header.getvalue() else 0
+        done = blocks * _BLOCK
+        file.seek(0)
+        file.write(header.getvalue())
+        file.seek(start + done * row)
+        file.truncate()
+        with tqdm(total=len(passages), initial=done, desc="Passages", disable=not show_progress) as bar:
+            for first in range(done, len(passages), _BLOCK):
+                block = list(passages[first : first + _BLOCK])
+                vectors = model.encode_document(block, batch_size=batch_size, show_progress_bar=False)
+                file.write(np.asarray(vectors, dtype="<f4").tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(len(block))
 
 
 def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDArray[np.float32]:
@@ -90,10 +114,11 @@ def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDAr
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The rows are not as many as the passages, a column or a passage is missing, or a value is not finite.
+        ValueError: It is damaged, the rows are not as many as the passages, a column or a passage is missing, or a value is
+            not finite.
     """
     if Path(source).suffix == ".npy":
-        vectors = np.load(source, mmap_mode="r")
+        vectors = read_array(source)
         if vectors.ndim != 2 or len(vectors) != len(passages):
             raise ValueError(
                 f"{source}: expected a row for each of the {len(passages)} passages, in the order of `inf-embed passages`, "

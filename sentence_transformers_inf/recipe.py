@@ -1,31 +1,107 @@
-"""Files beside a model: its own, and the recipe of its run. And settings in YAML."""
+"""Files beside a model: its own, and the recipe of its run; written whole, read with an error that names them. And settings
+in YAML."""
 
+import contextlib
 import json
 import os
 import re
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from sentence_transformers_inf.reading import RecordError, read_text
 
 RECIPE_FILE = "recipe.json"
 """The recipe's file in the output folder of a run; ``"finished": true`` once the model is saved beside it."""
 
+LOCK_FILE = ".lock"
+"""Locked in a folder while a command writes there. The file stays, the lock ends with the process."""
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all, whenever the process or the machine stops."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with part.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: str | Path, kind: type = dict, keys: Iterable[str] = ()) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: The file.
+        kind: What it must be: ``dict`` or ``list``.
+        keys: What it, or each entry of a list, must have.
+
+    Raises:
+        ValueError: It is damaged, something else, or lacks a key; the message names the file.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, this is no JSON ({error}): restore the file") from error
+    entries = content if isinstance(content, list) else [content]
+    if not isinstance(content, kind) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path}: expected {'an object' if kind is dict else 'a list of objects'}: restore the file")
+    if missing := next((key for entry in entries for key in keys if key not in entry), None):
+        raise ValueError(f"{path}: there is no {missing!r} in it: restore the file")
+    return content
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder, which is made if it is not there.
+
+    Raises:
+        BlockingIOError: Another process is writing there.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, timeout=0, is_singleton=True)  # a command may lock what its parts lock again
+    try:
+        lock.acquire()
+    except Timeout as error:
+        why = "another command is writing here: wait until it ends, or name another folder"
+        raise BlockingIOError(f"{folder}: {why}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 def read_recipe(folder: str | Path) -> dict[str, Any] | None:
-    """The recipe of the model in a folder; ``None`` for one that no run left there."""
+    """The recipe of the model in a folder; ``None`` for one that no run left there.
+
+    Raises:
+        ValueError: A ``recipe.json`` that is damaged, or not of a run.
+    """
     path = Path(folder) / RECIPE_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        recipe: dict[str, Any] = read_json(path, dict, ["base"])
+    except ValueError as error:
+        raise ValueError(f"{error}, move it away, or name another folder") from error
+    return recipe
 
 
 def write_recipe(folder: str | Path, recipe: dict[str, Any]) -> None:
     """Write the recipe beside the model in a folder, whole or not at all."""
-    path = Path(folder) / RECIPE_FILE
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(Path(folder) / RECIPE_FILE, json.dumps(recipe, indent=2) + "\n")
 
 
 def model_files(folder: Path, pattern: str) -> list[Path]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
 
-from sentence_transformers_inf.modules import check_embeddings
+from sentence_transformers_inf.modules import check_embeddings, read_array
 from sentence_transformers_inf.reading import format_of, read_lines, read_table
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records
 
@@ -111,8 +111,7 @@ def read_index(path: str | Path, size: int, dimension: int) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such index")
     if path.suffix in (".npy", ".npz"):
-        loaded = np.load(path, mmap_mode="c")  # PyTorch wants memory that may be written to
-        index = loaded[loaded.files[0]] if path.suffix == ".npz" else loaded
+        index: Any = read_array(path, "c")  # PyTorch wants memory that may be written to
         shape = index.shape
     else:
         try:
@@ -144,6 +143,7 @@ def nearest(
         )
         return [[(int(hit["corpus_id"]), float(hit["score"])) for hit in hits] for hits in found]
     scores, rows = index.search(queries, depth)
+    check_embeddings(np.where(rows < 0, 0, scores), [""] * len(scores), "queries compared with the index")
     hits_of = zip(rows.tolist(), scores.tolist())
     return [[(row, score) for row, score in zip(*hits) if row >= 0] for hits in hits_of]  # FAISS fills up with row -1
 

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers_inf import load_instruction_model, load_records
 from sentence_transformers_inf.evaluation import measure, metrics
 from sentence_transformers_inf.evaluation.mteb import BenchmarkError, get_suite, read_results, run_benchmark, suites
+from sentence_transformers_inf.hub import card
 from sentence_transformers_inf.records import TRIPLES
 from tests.commands import call, error_line
 from tests.hub import connect
@@ -213,15 +214,41 @@ def test_a_killed_run_goes_on_without_the_tasks_that_were_done(connected, tiny, 
     done = list((tmp_path / "results").rglob("Core17InstructionRetrieval.json"))
     assert len(done) == 1
     first = {path: path.stat().st_mtime_ns for path in done}
+    foreign = tmp_path / "results" / "results" / "tsconfig.json"
+    foreign.write_text("{ // somebody's")
+    status, _, err = call("inf-embed", "evaluate", tiny, *options)
+    assert status == 0, err[-3000:]
     # What was being written when the run died is no result.
-    half = done[0].with_name("Robust04InstructionRetrieval.json")
-    half.write_bytes(done[0].read_bytes()[:200])
+    half = next(path for path in (tmp_path / "results").rglob("Core17InstructionRetrieval.json") if path not in done)
+    whole = half.read_bytes()
+    half.write_bytes(whole[:200])
     status, out, err = call("inf-embed", "evaluate", tiny, *options)
     assert status == 0, err[-3000:]
     assert "was not written to its end" in out
-    assert not half.exists()
+    assert json.loads(half.read_bytes())["scores"] == json.loads(whole)["scores"]
+    assert foreign.read_text() == "{ // somebody's"
     assert len(list((tmp_path / "results").rglob("Core17InstructionRetrieval.json"))) == 2
     assert {path: path.stat().st_mtime_ns for path in first} == first
+    half.write_text("{}")
+    status, _, err = call("inf-embed", "evaluate", tiny, *options)
+    assert status == 2
+    assert f"{half}: this is no result of MTEB" in error_line(err)
+    assert half.read_text() == "{}"
+
+
+def test_it_is_said_where_no_instruction_reaches_the_model(tiny, tmp_path):
+    """IFIR's instructions are in the texts of its queries."""
+    benchmarks = {name: [suites.takes_instructions(task) for task in get_suite(name)] for name in suites.SUITES}
+    none = {name for name, takes in benchmarks.items() if not any(takes)}
+    assert none == {"IFIR", "BRIGHT", "NanoBEIR"}
+    assert all(all(takes) for name, takes in benchmarks.items() if name not in none)
+    row = {"task": "IFIRAila", "metric": "ndcg_at_20", "instructed": True, "score": 20.0, "dataset": "if-ir/aila"}
+    row |= {"revision": "1", "split": "test", "takes_instructions": False}
+    load_instruction_model(tiny).save_pretrained(str(tmp_path / "model"))
+    card.add_results(tmp_path / "model", (), [row, {**row, "task": "InstructIR", "takes_instructions": True}])
+    text = str(card.model_card(tmp_path / "model"))
+    assert "| IFIRAila (no instruction reaches the model) |" in text
+    assert "| InstructIR |" in text
 
 
 @pytest.mark.usefixtures("datasets_on_hub")

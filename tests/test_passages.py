@@ -22,7 +22,7 @@ def with_fewer_dimensions(model):
 
 
 def with_fewer_tokens(model):
-    model.max_seq_length = 4
+    model.max_seq_length = 7
 
 
 def with_a_prompt(model):

@@ -119,11 +119,11 @@ def test_a_card_of_an_earlier_template_is_written_anew(connected, pushed, tmp_pa
 
 def test_what_cannot_be_pushed_is_one_clear_line(hub, pushed, tmp_path, monkeypatch):
     (tmp_path / "pickled").mkdir()
-    (tmp_path / "pickled" / "modules.json").write_text("[]")
+    (tmp_path / "pickled" / "modules.json").write_text('[{"path": ""}]')
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80")
     (tmp_path / "running").mkdir()
     (tmp_path / "running" / "modules.json").write_text("[]")
-    (tmp_path / "running" / "recipe.json").write_text("{}")
+    (tmp_path / "running" / "recipe.json").write_text('{"base": "a"}')
     for token, words, message in [
         (TOKEN, ["push", tmp_path, "--repo", REPO], "there is no saved model here"),
         (TOKEN, ["push", tmp_path / "pickled", "--repo", REPO], "pickled weights are not pushed"),

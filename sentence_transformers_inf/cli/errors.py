@@ -78,4 +78,9 @@ def run(app: typer.Typer, program: str) -> None:
 
 def error_line(text: str) -> None:
     """Print ``error: `` and a text, in one line, on stderr."""
-    print_line(f"error: {' '.join(text.split())}", stderr=True)
+    message_line(f"error: {text}")
+
+
+def message_line(text: str) -> None:
+    """Print a text in one line on stderr."""
+    print_line(" ".join(text.split()), stderr=True)

@@ -12,6 +12,7 @@ import typer
 
 from sentence_transformers_inf.cli.checks import need, output_file, output_folder
 from sentence_transformers_inf.cli.display import print_line, quiet
+from sentence_transformers_inf.cli.options import TrustOption
 from sentence_transformers_inf.cli.tables import benchmark_table, comparison_table, metrics_table, obedience
 
 
@@ -45,11 +46,13 @@ def evaluate(
     ] = False,
     compare: Annotated[Optional[list[str]], typer.Option(help="Another model for the benchmark; may be repeated.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the benchmark's results, in MTEB's layout.")] = Path("results"),
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure how well a model obeys instructions, and how it retrieves without them."""
     quiet()
     if benchmark is not None:
         options: dict[str, Any] = {"tasks": tasks, "data": data, "no_instruction": no_instruction, "batch_size": batch_size}
+        options["trust_remote_code"] = trust_remote_code
         _run_benchmark([model, *(compare or [])], benchmark, output, json_file, options)
         return
     data = data or "mini"
@@ -66,7 +69,7 @@ def evaluate(
 
         texts = distinct_passages([load_records(data, name) for name in record_splits(data)])
         vectors = read_passage_embeddings(passage_embeddings, texts)[passage_rows(records, texts).ravel()]
-    loaded = load_instruction_model(model)
+    loaded = load_instruction_model(model, trust_remote_code=trust_remote_code)
     result = measure(loaded, records, batch_size, show_progress_bar=sys.stderr.isatty(), passage_embeddings=vectors)
     means, per_type = result.means(), result.per_type()
     report: dict[str, Any] = {"model": model, "data": data, "data_on_hub": is_on_hub(data), "split": split}

@@ -8,6 +8,10 @@ DataOption = Annotated[
     str,
     typer.Option(help="InF-IR records: 'mini', a file, a folder, or a Hub dataset id."),
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the code that a base model brings with it. Read it before."),
+]
 BaseOption = Annotated[
     Optional[str],
     typer.Option(help="Base model: a Hub id or a folder. Default: all-MiniLM-L6-v2, bundled with the demo."),

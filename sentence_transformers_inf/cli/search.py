@@ -9,7 +9,7 @@ import typer
 
 from sentence_transformers_inf.cli.checks import need, not_blank, output_file
 from sentence_transformers_inf.cli.display import print_line, quiet
-from sentence_transformers_inf.cli.options import DataOption
+from sentence_transformers_inf.cli.options import DataOption, TrustOption
 from sentence_transformers_inf.cli.tables import hits_table
 
 
@@ -30,6 +30,7 @@ def search(
         ),
     ] = None,
     top: Annotated[int, typer.Option(help="How many passages to show.", min=1)] = 5,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Search a corpus with and without an instruction, and mark the passages that it moved."""
     quiet()
@@ -40,7 +41,7 @@ def search(
     if index is not None and index.suffix not in (".npy", ".npz"):
         need(f"{index}: reading a FAISS index", "faiss", "pip install faiss-cpu")
     texts = read_passages(corpus)
-    ids, loaded = read_ids(corpus, len(texts)), load_instruction_model(model)
+    ids, loaded = read_ids(corpus, len(texts)), load_instruction_model(model, trust_remote_code=trust_remote_code)
     vectors = None if index is None else read_index(index, len(texts), int(loaded.get_embedding_dimension() or 0))
     hits = run(loaded, texts, query, instruction, top, vectors, show_progress=sys.stderr.isatty(), exclude=exclude)
     print_line(query)

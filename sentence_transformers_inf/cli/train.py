@@ -14,6 +14,7 @@ import typer
 
 from sentence_transformers_inf.cli.checks import existing, need, output_folder
 from sentence_transformers_inf.cli.display import Table, print_line, print_text, quiet
+from sentence_transformers_inf.cli.interrupted import interrupted, left_of
 from sentence_transformers_inf.cli.tables import obedience, trained_table
 from sentence_transformers_inf.recipe import read_yaml
 
@@ -36,7 +37,7 @@ def train(context: typer.Context) -> None:
     from sentence_transformers_inf.corpora import load_training_data
     from sentence_transformers_inf.hub.errors import claim_repo
     from sentence_transformers_inf.records import record_splits
-    from sentence_transformers_inf.training import InstructionTrainer
+    from sentence_transformers_inf.training import InstructionTrainer, RunFolder
 
     script, args = parse(context.args)
     quiet()
@@ -49,32 +50,35 @@ def train(context: typer.Context) -> None:
         if args.hub_model_id is None:
             raise ValueError("--push-to-hub needs --hub-model-id user/name")
         claim_repo(args.hub_model_id, "model", public=args.hub_private_repo is False, token=args.hub_token)
-    records, validation = load_training_data(script.data, script.max_records)
-    trainer = InstructionTrainer(script.base, args, records, validation)
-    is_main = trainer.is_world_process_zero()
-    if is_main:
-        if validation is not None and "validation" not in record_splits(script.data):
-            print_line(
-                f"{script.data} has no split validation: {len(validation)} records, about one in ten of its queries, are "
-                "held out of training to measure on"
-            )
-        print_line(trainer.summary())
-    before = measured(trainer)
-    report_progress(trainer, before)
-    trainer.train()
-    trainer.run_folder.remove_checkpoints()
-    after = measured(trainer)
-    if before is not None and after is not None:
-        trained_table(before, after).print()
-        print_line(obedience(after, before))
+    folder = RunFolder(str(args.output_dir))
+    with interrupted(lambda: left_of(folder)):
+        records, validation = load_training_data(script.data, script.max_records)
+        trainer = InstructionTrainer(script.base, args, records, validation)
+        is_main = trainer.is_world_process_zero()
+        if is_main:
+            if validation is not None and "validation" not in record_splits(script.data):
+                print_line(
+                    f"{script.data} has no split validation: {len(validation)} records, about one in ten of its queries, "
+                    "are held out of training to measure on"
+                )
+            print_line(trainer.summary())
+        with folder.held():
+            trainer.reopen()
+            before = measured(trainer)
+            report_progress(trainer, before)
+            trainer.train()
+            after = measured(trainer)
+            if before is not None and after is not None:
+                trained_table(before, after).print()
+                print_line(obedience(after, before))
+            url = trainer.push_to_hub() if args.push_to_hub else None
+            folder.remove_checkpoints()
     if is_main:
         print_line(
             f"The model is in {args.output_dir}. Measure it: inf-embed evaluate {args.output_dir} --data {script.data}"
         )
-    if args.push_to_hub:
-        url = trainer.push_to_hub()
-        if is_main:
-            print_line(f"Pushed: {url}")
+    if url is not None:
+        print_line(f"Pushed: {url}")
 
 
 def parse(arguments: list[str]) -> tuple[ScriptArguments, InstructionTrainingArguments]:
@@ -161,7 +165,8 @@ def ablate(
 
     quiet()
     ablation = read_config(config)
-    rows = run_ablation(ablation, output, print_line, report_progress)
+    with interrupted(lambda: f"what was measured is kept in {output}, and the same command goes on from there"):
+        rows = run_ablation(ablation, output, print_line, report_progress)
     header, *lines = write_report(ablation, rows, output)
     table = Table(header[0], *(f">{name}" for name in header[1:]))
     for cells in lines:

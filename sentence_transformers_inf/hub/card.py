@@ -25,7 +25,7 @@ from sentence_transformers_inf.modules import (
     load_instruction_model,
 )
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE
-from sentence_transformers_inf.recipe import model_files, read_recipe
+from sentence_transformers_inf.recipe import model_files, read_json, read_recipe, write_whole
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
@@ -58,7 +58,7 @@ def add_results(
     by_data = {(entry["data"], entry["split"]): entry for entry in (*old["records"], *records)}
     by_task = {(row["task"], row["metric"], row["instructed"]): row for row in (*old["benchmarks"], *benchmarks)}
     merged = {"records": list(by_data.values()), "benchmarks": list(by_task.values())}
-    path.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(merged, indent=2) + "\n")
 
 
 def model_card(folder: str | Path, name: str | None = None, model: SentenceTransformer | None = None) -> ModelCard:
@@ -123,7 +123,7 @@ def write_model_card(folder: str | Path, name: str | None = None, model: Sentenc
         The path of the card.
     """
     path = Path(folder) / "README.md"
-    model_card(folder, name, model).save(path)
+    write_whole(path, str(model_card(folder, name, model)))
     return path
 
 
@@ -144,13 +144,7 @@ def _metadata(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); write it again, or delete it") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}; write it again, or delete it")
-    return found
+    return read_json(path) if path.exists() else {}
 
 
 def _read_results(folder: str | Path) -> dict[str, Any]:

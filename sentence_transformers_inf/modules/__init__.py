@@ -1,7 +1,7 @@
 """Sentence Transformers modules in which an instruction meets its query, and models made of them."""
 
 from sentence_transformers_inf.modules.adapter import detach_adapter, is_adapter, save_adapter
-from sentence_transformers_inf.modules.broken import BrokenModelError, check_embeddings
+from sentence_transformers_inf.modules.broken import BrokenModelError, check_embeddings, read_array
 from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 from sentence_transformers_inf.modules.instruction_router import (
     InstructionRouter,
@@ -41,6 +41,7 @@ __all__ = [
     "is_single",
     "load_instruction_model",
     "merge_lora",
+    "read_array",
     "save_adapter",
     "two_towers",
 ]

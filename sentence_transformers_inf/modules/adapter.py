@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers_inf.modules.fingerprint import embedding_settings, fingerprints, is_same
 from sentence_transformers_inf.modules.instruction_router import InstructionRouter, encoder_of, with_settings
 from sentence_transformers_inf.modules.lora import has_lora, name_base
+from sentence_transformers_inf.recipe import write_whole
 
 ADAPTER_FILE = "instruction_adapter.json"
 
@@ -56,7 +57,7 @@ def save_adapter(model: SentenceTransformer, folder: str | Path, base: str, revi
     name_base(Path(folder), base, revision)
     settings: dict[str, Any] = {"base": base, "revision": revision, "dimension": base_model.get_embedding_dimension()}
     settings |= {"fingerprints": fingerprints(base_model), **embedding_settings(base_model), "lora": has_lora(tower[0])}
-    Path(folder, ADAPTER_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_whole(Path(folder, ADAPTER_FILE), json.dumps(settings, indent=2) + "\n")
 
 
 def check_base(settings: dict[str, Any], base: SentenceTransformer) -> None:
@@ -70,7 +71,7 @@ def check_base(settings: dict[str, Any], base: SentenceTransformer) -> None:
         ValueError: It has other dimensions, other weights, another pooling or other modules after it.
     """
     name = settings["base"] + (f" (revision {settings['revision']})" if settings["revision"] else "")
-    if "fingerprints" not in settings:
+    if not isinstance(settings.get("fingerprints"), dict):
         raise ValueError(f"the adapter for {name} was saved by an earlier version of this package: train it again")
     if (dimension := base.get_embedding_dimension()) != settings["dimension"]:
         raise ValueError(
@@ -80,8 +81,8 @@ def check_base(settings: dict[str, Any], base: SentenceTransformer) -> None:
     if not is_same(base, settings["fingerprints"]):
         raise ValueError(f"the adapter was made for {name}, and this base model has other weights: take that revision")
     for key, value in embedding_settings(base).items():
-        if settings[key] != value:
+        if settings.get(key) != value:
             raise ValueError(
-                f"the adapter was made for {name} with {key} {json.dumps(settings[key])}, and this base model has "
+                f"the adapter was made for {name} with {key} {json.dumps(settings.get(key))}, and this base model has "
                 f"{json.dumps(value)}"
             )

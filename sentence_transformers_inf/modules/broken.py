@@ -1,9 +1,12 @@
-"""Refuse the embeddings of a broken model before anything is measured or ranked on them."""
+"""Refuse embeddings of a broken model, or in a damaged file, before anything is measured or ranked on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -43,3 +46,22 @@ def check_embeddings(embeddings: torch.Tensor | NDArray, texts: Sequence[str], k
     differ = spread > 1e-6 * float(first.abs().max())
     if not differ and len({" ".join(text.lower().split()) for text in texts}) > 1:
         raise BrokenModelError(f"all {len(texts)} {kind} have the same embedding although their texts differ; {_REMEDY}")
+
+
+def read_array(path: str | Path, mmap_mode: Literal["r", "c"] = "r") -> NDArray[Any]:
+    """The numbers in a ``.npy`` file, memory-mapped, or the first array of a ``.npz`` file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is damaged, or holds no array of numbers.
+    """
+    try:
+        loaded = np.load(path, mmap_mode=mmap_mode)
+        array: NDArray[Any] = np.asanyarray(loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]])
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # the parsers of NumPy and zipfile raise a dozen kinds
+        raise ValueError(f"{path}: damaged, it cannot be read as {Path(path).suffix} ({error}): make it again") from error
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: expected numbers, it holds {array.dtype}: make it again")
+    return array

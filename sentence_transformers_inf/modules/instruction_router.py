@@ -216,6 +216,7 @@ def with_settings(model: SentenceTransformer, like: SentenceTransformer) -> Sent
     model.default_prompt_name = like.default_prompt_name
     model.similarity_fn_name = like.similarity_fn_name
     model.truncate_dim = like.truncate_dim
+    model.trust_remote_code = like.trust_remote_code
     model.model_card_data.base_model = like.model_card_data.base_model
     model.model_card_data.base_model_revision = like.model_card_data.base_model_revision
     return model.to(like.device).train(like.training)

@@ -28,6 +28,9 @@ DEFAULT_TEMPLATE = "{query} {instruction}"
 
 CONFIG_FILE = "instruction_config.json"
 
+TOKENIZER_KEY = "instruction_config"
+"""Where the tokenizer's configuration has the same: a program that does not know the file saves it with the tokenizer."""
+
 EXCLUSION_WEIGHT = 0.25
 """How much of the direction of what is excluded is subtracted from a query's, where a model does not say otherwise."""
 
@@ -83,6 +86,8 @@ class InstructionTransformer(Transformer):
     max_query_length: int | None
     exclusion_weight: float = EXCLUSION_WEIGHT
     find_exclusions: bool = False
+    is_packed = False
+    """Whether instruction and query stay apart, for the attention between them."""
 
     def __init__(
         self, *args: Any, template: str = DEFAULT_TEMPLATE, max_query_length: int | None = None, **kwargs: Any
@@ -195,10 +200,15 @@ class InstructionTransformer(Transformer):
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """As ``Transformer.save``, and ``instruction_config.json`` with the template and length limit beside it."""
-        super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
         config: dict[str, Any] = {"template": self.template, "max_query_length": self.max_query_length}
         config |= {"exclusion_weight": self.exclusion_weight, "find_exclusions": self.find_exclusions}
+        config["attention"] = self.is_packed
+        if self.tokenizer is not None:
+            self.tokenizer.init_kwargs[TOKENIZER_KEY] = config
+        super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
         Path(output_path, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for path in Path(output_path).glob("*.safetensors"):  # written for their owner alone, whatever the umask
+            path.chmod(Path(output_path, CONFIG_FILE).stat().st_mode)
 
 
 def check_inputs(inputs: Sequence[Any]) -> list[bool]:

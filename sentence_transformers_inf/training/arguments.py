@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import math
+import numbers
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
 
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
@@ -61,7 +65,7 @@ _SHAPE_THE_WEIGHTS = (
 _OF_THE_RUN = (
     *("output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "hub_private_repo"),
     "hub_strategy",
-    *("dataloader_pin_memory", "max_tokens_per_chunk"),
+    *("dataloader_pin_memory", "max_tokens_per_chunk", "save_minutes", "trust_remote_code"),
 )
 """The arguments of this class that do not decide the weights."""
 
@@ -87,6 +91,7 @@ class ScriptArguments:
     max_records: Optional[int] = _option(None, "Train on the first so many records only.")
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if self.max_records is not None and self.max_records < 1:
             raise ValueError(f"max_records must be positive, got {self.max_records}")
 
@@ -149,6 +154,7 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     dropout: float = _option(0.0, "Dropout of hidden states.")
     evaluations: int = _option(4, "Evaluations and checkpoints, evenly over the run.")
     overwrite: bool = _option(False, "Start anew in a folder that holds another or a finished run.")
+    trust_remote_code: bool = _option(False, "Run the code that a base model brings with it. Read it before.")
 
     # The host's, with other defaults
     num_train_epochs: Optional[float] = _option(None, "Passes over the records. Default: by what is trained.", "--epochs")
@@ -160,6 +166,7 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
     bf16: Optional[bool] = _option(None, "Encode in bfloat16; the loss stays in float32. Default: where it is fast.")
     logging_steps: float = _option(10, "Steps between two log lines.")
     save_steps: Optional[float] = _option(None, "Steps between two checkpoints; below 1: a share. Default: by evaluations.")
+    save_minutes: float = _option(10.0, "Minutes after which a checkpoint is written as well; 0: by evaluations alone.")
     save_total_limit: Optional[int] = _option(2, "Checkpoints that are kept.")
     load_best_model_at_end: Optional[bool] = _option(
         None,
@@ -179,7 +186,10 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
             self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
         if self.save_steps is None:
             self.save_steps = min(1 / self.evaluations, 1 - 1e-6)  # of all steps: the host takes 1 for one step
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{error.doc!r} is given for an argument that takes JSON, and is none ({error})") from error
 
     def recipe(self) -> dict[str, Any]:
         """What decides the weights: all that is specific to this class, and what the host's weights depend on.
@@ -193,7 +203,40 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
         return {name: values[name] for name in names if name not in _OF_THE_RUN and values[name] is not None}
 
 
+def check_kinds(args: Any) -> None:
+    """Refuse what is no finite number, no whole one, no text or neither true nor false where that is expected.
+
+    Args:
+        args: A dataclass.
+
+    Raises:
+        ValueError: The message names the argument.
+    """
+    hints = get_type_hints(type(args))
+    for entry in dataclasses.fields(args):
+        hint = hints[entry.name]
+        kinds = {*(get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint])} - {type(None)}
+        if (value := getattr(args, entry.name)) is None:
+            continue
+        if kinds == {bool} and not isinstance(value, bool):
+            raise ValueError(f"{entry.name} must be true or false, got {value!r}")
+        if kinds == {str} and not isinstance(value, (str, Path)):
+            raise ValueError(f"{entry.name} must be a text, got {value!r}")
+        if not kinds or not kinds <= {int, float}:
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"{entry.name} must be a finite number, got {value!r}")
+        if float not in kinds and not float(value).is_integer():
+            raise ValueError(f"{entry.name} must be a whole number, got {value!r}")
+
+
 def _check(args: InstructionTrainingArguments) -> None:
+    check_kinds(args)
+    if not args.output_dir or not str(args.output_dir).strip():
+        raise ValueError("output_dir is empty: name a folder (--output)")
+    for name in ("seed", "data_seed"):
+        if not 0 <= (getattr(args, name) or 0) < 2**32:
+            raise ValueError(f"{name} must be at least 0 and less than 2**32, got {getattr(args, name)}")
     objective_terms(args.objective)
     check_settings(args.template, None, args.interaction)
     for name, values in (("update", ("both", "queries")), ("encoders", ("shared", "separate"))):
@@ -205,11 +248,18 @@ def _check(args: InstructionTrainingArguments) -> None:
         raise ValueError("passage_embeddings are of passages that stay as they are: use them with update='queries'")
     if args.update == "queries" and args.passage_embeddings is None and not args.instructions:
         raise ValueError("an adapter encodes instructed queries alone: with update='queries' leave instructions on")
-    numbers = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "evaluations", "mini_batch_size")
-    for name in (*numbers, "scale"):
+    positive = (
+        *("num_train_epochs", "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "evaluations"),
+        *("mini_batch_size", "gradient_accumulation_steps", "scale", "save_steps", "eval_steps", "logging_steps"),
+    )
+    not_negative = (
+        *("frozen_layers", "lora_r", "save_minutes", "sampled_instructions", "plain_weight", "anchor_weight"),
+        *("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers", "adam_epsilon"),
+    )
+    for name in positive:
         if (value := getattr(args, name)) is not None and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
-    for name in ("frozen_layers", "lora_r", "sampled_instructions", "plain_weight", "anchor_weight", "warmup_steps"):
+    for name in not_negative:
         if (value := getattr(args, name)) is not None and value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     for name in ("gradient_accumulation_steps", "max_tokens_per_chunk", "logging_steps", "save_steps", "eval_steps"):

@@ -12,40 +12,43 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from huggingface_hub import ModelCard
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import set_seed
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils import logging
 
-from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
+from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.evaluation import InstructionFollowingEvaluator, measure
 from sentence_transformers_inf.losses import InstructionContrastiveLoss
-from sentence_transformers_inf.modules import detach_adapter, encoder_of, encoders_of, is_adapter, merge_lora, save_adapter
+from sentence_transformers_inf.modules import (
+    detach_adapter,
+    encoder_of,
+    encoders_of,
+    is_adapter,
+    merge_lora,
+    save_adapter,
+)
 from sentence_transformers_inf.modules.loading import read_model
 from sentence_transformers_inf.modules.lora import lora_base, name_base
 from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
-from sentence_transformers_inf.recipe import read_recipe
+from sentence_transformers_inf.recipe import locked, model_files, write_recipe
 from sentence_transformers_inf.records import (
     REQUIRED_COLUMNS,
     ROW_COLUMNS,
     TRAINING_COLUMNS,
-    records_digest,
-    source_of,
     training_dataset,
 )
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, evaluate_with_checkpoints, resolve
 from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, without_padding
+from sentence_transformers_inf.training.divergence import DivergedError, StopDiverged, check_trained, one_line_errors
 from sentence_transformers_inf.training.encoders import build_model, describe, hardware, hidden_dropout, loras_apart
 from sentence_transformers_inf.training.loss import make_loss, reference_of
-from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder, copy_of_weights
+from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder, SaveByTime, copy_of_weights
+from sentence_transformers_inf.training.run_recipe import IN_MEMORY, base_name, run_recipe
 
 logger = logging.get_logger(__name__)
-
-IN_MEMORY = "a model in memory"
-"""The base's name in a recipe where it has none."""
 
 
 class InstructionTrainer(SentenceTransformerTrainer):
@@ -99,9 +102,9 @@ class InstructionTrainer(SentenceTransformerTrainer):
         if kwargs.get("model_init") is not None:
             raise ValueError("model_init would replace the encoders that the arguments ask for: pass model")
         set_seed(args.seed)
-        base = _base_name(model)
+        base = base_name(model)
         if not isinstance(model, SentenceTransformer):
-            model = read_model(bundled_base() if model is None else str(model))
+            model = read_model(bundled_base() if model is None else str(model), trust_remote_code=args.trust_remote_code)
         args = resolve(args, model)
         self._records, self._validation = _check_train(train_dataset), _check_eval(eval_dataset)
         is_view = TRAINING_COLUMNS[0] in self._records.column_names
@@ -148,13 +151,19 @@ class InstructionTrainer(SentenceTransformerTrainer):
             raise ValueError("FSDP and DeepSpeed are not supported: the encoders are saved whole. Use torchrun alone (DDP)")
         if args.ddp_static_graph:  # whose gradients PyTorch cannot leave unsynchronised while they accumulate
             self.accelerator.no_sync = lambda model: contextlib.nullcontext()
-        self.add_callback(MarkComplete())
         self.keep_last = KeepLast()
+        self._add_callbacks()
+        self.run_folder = RunFolder(str(args.output_dir))
+        self._recipe = run_recipe(base, self._records, args)
+        self._is_trained = False
+
+    def _add_callbacks(self) -> None:
+        self.add_callback(StopDiverged())
+        self.add_callback(MarkComplete())
+        if self.args.save_minutes and self.args.save_strategy != SaveStrategy.NO:
+            self.add_callback(SaveByTime(self.args.save_minutes))
         if self._chooses:
             self.add_callback(self.keep_last)
-        self.run_folder = RunFolder(str(args.output_dir))
-        self._recipe = _recipe(base, self._records, args)
-        self._is_trained = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, choose the checkpoint, and save the finished model with its recipe and card in ``output_dir``.
@@ -167,10 +176,16 @@ class InstructionTrainer(SentenceTransformerTrainer):
 
         Raises:
             FileExistsError: ``output_dir`` holds a finished model, a run with other settings, or something else.
+            DivergedError: The loss, a gradient or the embeddings are not finite; nothing is saved as finished.
+            OSError: Another command is writing in ``output_dir``, or the disk is full.
         """
-        self.run_folder.claim(self._recipe, self.args.overwrite)
-        if resume_from_checkpoint is None:
-            resume_from_checkpoint = self.run_folder.last_checkpoint()
+        with self.run_folder.held(), one_line_errors(self):
+            self.run_folder.claim(self._recipe, self.args.overwrite)
+            if resume_from_checkpoint in (None, True):
+                resume_from_checkpoint = self.run_folder.last_checkpoint()
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
         logger.info(self.summary())
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
@@ -188,6 +203,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
             for transformer in encoders_of(self.model):
                 transformer.model.gradient_checkpointing_disable()
         self.choose_weights()
+        check_trained(self.model, self.train_dataset)
         self.model.requires_grad_(True)
         if is_adapter(self.model):  # which other programs cannot attach: nothing has to equal a joined string there
             encoder_of(self.model)[0].find_exclusions = True  # type: ignore[assignment]
@@ -197,6 +213,22 @@ class InstructionTrainer(SentenceTransformerTrainer):
         self._is_trained = True
         self.save_model(_internal_call=True)
         return output
+
+    def reopen(self) -> None:
+        """Let :meth:`train` end a run again whose model was saved, but not what its command does after that."""
+        self.run_folder.reopen(self._recipe)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the host's.
+
+        Raises:
+            DivergedError: The loss is not finite.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss).all():
+            step = self.state.global_step + 1
+            raise DivergedError.at(step, f"the loss is {float(loss.mean())}", self.args.learning_rate)
+        return loss
 
     def summary(self) -> str:
         """What is trained, in which precision and where, in a line."""
@@ -230,12 +262,16 @@ class InstructionTrainer(SentenceTransformerTrainer):
             super().save_model(output_dir, _internal_call=True)
             return
         if self.is_world_process_zero():
-            self._save_finished(RunFolder(output_dir or str(self.args.output_dir)))
+            folder = RunFolder(output_dir or str(self.args.output_dir))
+            with locked(folder.path):
+                self._save_finished(folder)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_finished(self, folder: RunFolder) -> None:
+        if self._is_trained:  # not finished until all is written
+            write_recipe(folder.path, self._recipe)
         model, name = self.model.eval(), self._recipe["base"]
         revision = self.model.model_card_data.base_model_revision if self._recipe["base_on_hub"] else None
         if is_adapter(model) and not self.args.merge_base:
@@ -249,9 +285,11 @@ class InstructionTrainer(SentenceTransformerTrainer):
             model.save_pretrained(str(folder.path), create_model_card=False)
             if self._lora_base or name != IN_MEMORY:
                 name_base(folder.path, *(self._lora_base or (name, revision)))
+        for path in model_files(folder.path, "*.safetensors"):  # written for their owner alone
+            path.chmod((folder.path / "modules.json").stat().st_mode)
         if self._is_trained:
-            folder.finish(self._recipe)
             self._write_card(folder)
+            folder.finish(self._recipe)
 
     def push_to_hub(
         self,
@@ -277,7 +315,8 @@ class InstructionTrainer(SentenceTransformerTrainer):
         """
         from sentence_transformers_inf.hub.push import push_model  # above this room
 
-        self.save_model(_internal_call=True)
+        if not self.run_folder.is_finished:
+            self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         repo = self.args.hub_model_id or self.hub_model_id or Path(str(self.args.output_dir)).resolve().name
@@ -293,14 +332,13 @@ class InstructionTrainer(SentenceTransformerTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of the finished model in ``output_dir``; what the host would put on a card is not used."""
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and self.run_folder.is_finished:
             self._write_card(self.run_folder)
 
     def _write_card(self, folder: RunFolder) -> None:
         from sentence_transformers_inf.hub.card import write_model_card  # above this room
 
-        if folder.is_finished:
-            write_model_card(folder.path, name=self.args.hub_model_id, model=self.model)
+        write_model_card(folder.path, name=self.args.hub_model_id, model=self.model)
 
     def _passages(
         self, model: SentenceTransformer, args: InstructionTrainingArguments, view: Dataset
@@ -340,40 +378,3 @@ def _columns(data: Dataset, name: str) -> set[str]:
     if not isinstance(data, Dataset):
         raise ValueError(f"{name} must be one split, a datasets.Dataset, not {type(data).__name__}")
     return set(data.column_names)
-
-
-def _base_name(model: str | Path | SentenceTransformer | None) -> str:
-    """What a recipe calls the base model."""
-    if model is None:
-        return BUNDLED_BASE
-    if isinstance(model, SentenceTransformer):
-        return model.model_card_data.base_model or IN_MEMORY
-    return str(model)
-
-
-def _recipe(base: str, records: Dataset, args: InstructionTrainingArguments) -> dict[str, Any]:
-    """What decides the weights of a run, and where it came from."""
-    source = source_of(records)
-    return {
-        "base": base,
-        "base_on_hub": not Path(base).exists() and base != IN_MEMORY,
-        "license": _license(base),
-        "data": None if source is None else source.name,
-        "data_on_hub": source is not None and source.on_hub,
-        "data_revision": None if source is None else source.revision,
-        "records": len(records),
-        "records_sha256": records_digest(records),
-        "settings": args.recipe(),
-    }
-
-
-def _license(base: str) -> str | None:
-    """The licence that the base model's own card states, which is that of what is made from it."""
-    if base == BUNDLED_BASE:
-        return "apache-2.0"
-    if Path(base).is_dir() and (known := (read_recipe(base) or {}).get("license")):
-        return str(known)
-    with contextlib.suppress(Exception):  # whatever is wrong with somebody else's card, it states no licence
-        licence: str | None = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.license
-        return licence
-    return None

@@ -17,7 +17,7 @@ from mteb.cache import ResultCache
 from mteb.results import TaskResult
 
 from sentence_transformers_inf.evaluation.mteb.encoder import InstructionEncoder, folder_revision, result_name
-from sentence_transformers_inf.evaluation.mteb.suites import FOLLOW_IR_METRICS, find_task, get_suite
+from sentence_transformers_inf.evaluation.mteb.suites import FOLLOW_IR_METRICS, find_task, get_suite, takes_instructions
 from sentence_transformers_inf.modules import load_instruction_model
 
 
@@ -43,6 +43,8 @@ class BenchmarkScore:
     revision: str
     """Its revision; of topics of one's own, a digest of their file."""
     split: str
+    takes_instructions: bool = True
+    """False for a task of which no instruction reaches the model: none, or as part of the query (IFIR)."""
 
 
 def run_benchmark(
@@ -54,6 +56,7 @@ def run_benchmark(
     data: str | Path | None = None,
     no_instruction: bool = False,
     batch_size: int = 32,
+    trust_remote_code: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[BenchmarkScore]:
     """Run a benchmark; tasks whose results are in ``output`` are not run again.
@@ -67,6 +70,7 @@ def run_benchmark(
             :mod:`~sentence_transformers_inf.evaluation.narratives`. ``None``: the bundled ones.
         no_instruction: Run every model without the instructions as well.
         batch_size: Texts encoded at a time.
+        trust_remote_code: See :func:`~sentence_transformers_inf.load_instruction_model`.
         log: Called with a line about the task that is about to run.
 
     Returns:
@@ -80,15 +84,17 @@ def run_benchmark(
     """
     suite = get_suite(benchmark, tasks, data)
     cache = ResultCache(Path(output))
-    _drop_half_written(Path(output), log)
     scores: list[BenchmarkScore] = []
     for name in models:
-        model = load_instruction_model(name)
+        model = load_instruction_model(name, trust_remote_code=trust_remote_code)
         revision = folder_revision(name) if Path(name).is_dir() else model.model_card_data.base_model_revision
         for bare in (False, True) if no_instruction else (False,):
             encoder = InstructionEncoder(model, result_name(name), revision, no_instruction=bare)
             for task in suite:
                 log(f"{task.metadata.name}: {name}{' without instructions' if bare else ''}")
+                if not takes_instructions(task):
+                    log(f"{task.metadata.name} hands no instruction to the model: its score says nothing about obeying")
+                _drop_half_written(cache.get_task_result_path(task.metadata.name, cast(Any, encoder.mteb_model_meta)), log)
                 result = _run(encoder, task, cache, batch_size)
                 scores += _scores(name, not bare, task, result.task_results[0])
     return scores
@@ -100,29 +106,42 @@ def read_results(model: str, folder: str | Path) -> list[BenchmarkScore]:
     Args:
         model: The model's folder. Results of other weights that were there before are left out.
         folder: The output folder.
+
+    Raises:
+        ValueError: A file is no result.
     """
-    loaded = ResultCache(Path(folder)).load_results(
-        [result_name(model)], include_remote=False, load_experiments="match_name"
-    )
     revision = folder_revision(model)
-    found = [
-        score
-        for result in loaded.model_results
-        if result.model_revision == revision
-        for task in result.task_results
-        for score in _scores(model, result.experiment_name is None, find_task(task.task_name), task)
-    ]
+    try:
+        loaded = ResultCache(Path(folder)).load_results(
+            [result_name(model)], include_remote=False, load_experiments="match_name"
+        )
+        found = [
+            score
+            for result in loaded.model_results
+            if result.model_revision == revision
+            for task in result.task_results
+            for score in _scores(model, result.experiment_name is None, find_task(task.task_name), task)
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}: there is a file in it that is no result of MTEB: move it away ({error!r})") from error
     return sorted(found, key=lambda score: (score.task, not score.instructed))
 
 
-def _drop_half_written(folder: Path, log: Callable[[str], None]) -> None:
-    """Remove results that a run was writing when it was killed: MTEB would stumble over them."""
-    for path in folder.glob("results/**/*.json"):
+def _drop_half_written(result: Path, log: Callable[[str], None]) -> None:
+    """Remove what a run was writing of a task's results when it was killed: MTEB would stumble over it."""
+    for path in (result, result.with_name("model_meta.json"), result.with_name("run_settings.jsonl")):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else "{}"
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            for document in text.splitlines() if path.suffix == ".jsonl" else [text]:
+                json.loads(document)
         except ValueError:
-            log(f"{path} was not written to its end: its task is run again")
+            log(f"{path} was not written to its end: {result.stem} is run again")
             path.unlink()
+    try:
+        if result.exists():
+            TaskResult.from_disk(result)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BenchmarkError(f"{result}: this is no result of MTEB: move it away, or name another --output") from error
 
 
 def _scores(model: str, instructed: bool, task: AbsTask, result: TaskResult) -> list[BenchmarkScore]:
@@ -137,7 +156,9 @@ def _scores(model: str, instructed: bool, task: AbsTask, result: TaskResult) -> 
         values[further] = result.get_score(getter=itemgetter(further))
     dataset, revision = metadata.dataset["path"], metadata.dataset["revision"]
     return [
-        BenchmarkScore(model, instructed, metadata.name, metric, 100 * float(value), dataset, revision, split)
+        BenchmarkScore(
+            model, instructed, metadata.name, metric, 100 * float(value), dataset, revision, split, takes_instructions(task)
+        )
         for metric, value in values.items()
     ]
 

@@ -86,6 +86,11 @@ def _chosen(name: str, found: Sequence[AbsTask], tasks: list[str] | None) -> lis
     return [task for task in found if task.metadata.name in tasks]
 
 
+def takes_instructions(task: AbsTask) -> bool:
+    """Whether a task hands instructions to the model beside its queries. IFIR's are part of its queries' texts."""
+    return task.metadata.type.startswith("Instruction") and task.metadata.name not in _TASKS["IFIR"]
+
+
 def find_task(name: str) -> AbsTask:
     """The task of this name, of those in the suites.
 

@@ -1,0 +1,57 @@
+"""What goes into the recipe of a run: all that decides its weights, and where it came from."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+
+from sentence_transformers_inf.corpora import BUNDLED_BASE
+from sentence_transformers_inf.recipe import read_recipe
+from sentence_transformers_inf.records import records_digest, source_of
+from sentence_transformers_inf.training.arguments import InstructionTrainingArguments
+
+IN_MEMORY = "a model in memory"
+"""The base's name in a recipe where it has none."""
+
+
+def base_name(model: str | Path | SentenceTransformer | None) -> str:
+    """What a recipe calls the base model."""
+    if model is None:
+        return BUNDLED_BASE
+    if isinstance(model, SentenceTransformer):
+        return model.model_card_data.base_model or IN_MEMORY
+    return str(model)
+
+
+def run_recipe(base: str, records: Dataset, args: InstructionTrainingArguments) -> dict[str, Any]:
+    """What decides the weights of a run, and where it came from."""
+    source = source_of(records)
+    return {
+        "base": base,
+        "base_on_hub": not Path(base).exists() and base != IN_MEMORY,
+        "license": _license(base),
+        "data": None if source is None else source.name,
+        "data_on_hub": source is not None and source.on_hub,
+        "data_revision": None if source is None else source.revision,
+        "records": len(records),
+        "records_sha256": records_digest(records),
+        "settings": args.recipe(),
+    }
+
+
+def _license(base: str) -> str | None:
+    """The licence that the base model's own card states, which is that of what is made from it."""
+    if base == BUNDLED_BASE:
+        return "apache-2.0"
+    with contextlib.suppress(ValueError):  # somebody else's recipe.json
+        if Path(base).is_dir() and (known := (read_recipe(base) or {}).get("license")):
+            return str(known)
+    with contextlib.suppress(Exception):  # whatever is wrong with somebody else's card, it states no licence
+        licence: str | None = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.license
+        return licence
+    return None
