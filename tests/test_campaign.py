@@ -41,10 +41,10 @@ def test_the_local_executor_ends_whatever_becomes_of_its_tasks(serve, pairs, tmp
     """Stops by a limit, a killed task, a killed parent, a signal; then the same command ends the build."""
     server = serve("--latency", "0.2")
     url = server.url.replace("http://", "http://ann:pass-in-the-url@")
-    options = ["--executor", "local", "--tasks", "3", "--workers", "3", "--concurrency", "2"]
+    options = ["--executor", "local", "--tasks", "2", "--workers", "2", "--concurrency", "2"]
     output = tmp_path / "out"
     words = command(pairs(30), output, url, *options)
-    stopped = start(*words, "--max-requests", "9", stderr=subprocess.PIPE, text=True)
+    stopped = start(*words, "--max-requests", "6", stderr=subprocess.PIPE, text=True)
     assert "limit of 3 requests" in stopped.communicate(timeout=200)[1]
     assert stopped.returncode == 3
 
@@ -68,7 +68,7 @@ def test_the_local_executor_ends_whatever_becomes_of_its_tasks(serve, pairs, tmp
     result = inf_ir(*words)
     assert result.returncode == 0, result.stderr[-3000:]
     assert {event["auth"] for event in server.events() if "auth" in event} == {"Basic YW5uOnBhc3MtaW4tdGhlLXVybA=="}
-    assert len(server.asked_after_answer()) <= 3 * 2 * 3 * 2
+    assert len(server.asked_after_answer()) <= 3 * 2 * 2 * 3
     made = dataset_bytes(output)
     ledger = output / "work" / "task-00001" / "ledger.sqlite"
     ledger.write_bytes(ledger.read_bytes()[: ledger.stat().st_size // 2])
