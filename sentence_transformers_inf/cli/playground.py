@@ -1,0 +1,41 @@
+"""``inf-embed playground`` and ``inf-embed space``."""
+
+import socket
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from sentence_transformers_inf.cli.tables import print_line
+
+ModelArgument = Annotated[
+    Optional[str], typer.Argument(help="A Hub id or a folder; without it, the adapter that comes with this package.")
+]
+CompareOption = Annotated[Optional[str], typer.Option(help="A model to compare with; default: the model's base.")]
+CorpusOption = Annotated[
+    str,
+    typer.Option(help="Passages: a .txt, .jsonl or .parquet file, or 'mini', 'narratives' or 'help-centre' with examples."),
+]
+
+_HOST = "127.0.0.1"
+
+
+def playground(
+    model: ModelArgument = None,
+    compare: CompareOption = None,
+    corpus: CorpusOption = "mini",
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65_535)] = 7860,
+) -> None:
+    """Open a page on this machine that shows what an instruction moves."""
+    with socket.socket() as probe:  # before a model is loaded
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            raise OSError(f"port {port} of {_HOST} cannot be used ({error.strerror}); choose another with --port") from error
+    from sentence_transformers_inf.playground.page import build_page, launch
+
+    page = build_page(model, compare, corpus, show_progress=sys.stderr.isatty())
+    address = launch(page, port, server_name=_HOST, prevent_thread_lock=True)
+    print_line(f"The playground is at {address} until you press Ctrl-C.")
+    page.block_thread()
