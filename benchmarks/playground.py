@@ -2,10 +2,10 @@
 
     python benchmarks/playground.py [--clients 20] [--queries 500]
 
-The page stands on the bundled adapter and its base, and on 10,000 passages: those of the bundled corpus (357 of the test split
-and 9,643 of the training split). Clients are Gradio's, in a process of their own, each with a query of the validation split and its
-instruction, one after the other without a pause. Then one query at a time is ranked on 100,000 passages, whose vectors are
-those of the 10,000 with noise, in a memory-mapped file.
+The page stands on the bundled adapter and its base, and on 10,000 passages of the bundled corpus. The clients are Gradio's,
+in a process of their own; each asks one query of the validation split with its instruction after the other, without a pause.
+Then one query at a time is ranked on 100,000 passages, whose vectors are those of the 10,000 with noise, in a memory-mapped
+file.
 """
 
 from __future__ import annotations

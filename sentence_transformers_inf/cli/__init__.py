@@ -21,6 +21,7 @@ for command in (
     search.passages,
     demo.demo,
     playground.playground,
+    playground.space,
 ):
     app.command()(command)
 

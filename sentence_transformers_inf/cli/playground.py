@@ -39,3 +39,18 @@ def playground(
     address = launch(page, port, server_name=_HOST, prevent_thread_lock=True)
     print_line(f"The playground is at {address} until you press Ctrl-C.")
     page.block_thread()
+
+
+def space(
+    repo: Annotated[str, typer.Option(help="Space on the Hub, as user/name.")],
+    model: ModelArgument = None,
+    compare: CompareOption = None,
+    corpus: CorpusOption = "mini",
+    public: Annotated[bool, typer.Option("--public", help="Make it public; else it is private.")] = False,
+) -> None:
+    """Push the playground of a model to the Hub as a Space, private unless --public."""
+    from sentence_transformers_inf.hub.space import push_space
+    from sentence_transformers_inf.playground.corpus import read_corpus
+
+    read_corpus(corpus)  # a bad row is told before anything is pushed
+    print_line(f"Pushed: {push_space(model, repo, compare=compare, corpus=corpus, public=public)}")

@@ -10,7 +10,24 @@ from sentence_transformers_inf.modules import load_instruction_model
 from sentence_transformers_inf.recipe import RECIPE_FILE, model_files, read_recipe
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
-_NOT_PUSHED = ["eval/*", "runs/*", "checkpoint-*/*", ".cache/*", *_PICKLES]
+NOT_PUSHED = ["eval/*", "runs/*", "checkpoint-*/*", ".cache/*", *_PICKLES]
+"""Patterns of the files of a run that are not its model's."""
+
+
+def check_saved(folder: Path) -> None:
+    """Refuse a folder that may not be pushed.
+
+    Raises:
+        FileNotFoundError: It holds no saved model.
+        ValueError: Its run is not finished, or it holds pickled weights.
+    """
+    if not (folder / "modules.json").is_file():
+        raise FileNotFoundError(f"{folder}: there is no saved model here")
+    if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
+        raise ValueError(f"{folder}: the training is not finished; give the same train command again")
+    pickled = [path for pattern in _PICKLES for path in model_files(folder, pattern) if path.name != "training_args.bin"]
+    if pickled:
+        raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
 
 
 def push_model(
@@ -44,13 +61,7 @@ def push_model(
         HubError: The Hub refuses.
     """
     folder = Path(folder)
-    if not (folder / "modules.json").is_file():
-        raise FileNotFoundError(f"{folder}: there is no saved model here")
-    if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
-        raise ValueError(f"{folder}: the training is not finished; give the same train command again")
-    pickled = [path for pattern in _PICKLES for path in model_files(folder, pattern) if path.name != "training_args.bin"]
-    if pickled:
-        raise ValueError(f"{pickled[0]}: pickled weights are not pushed; save the model in safetensors (save_pretrained)")
+    check_saved(folder)
     path = folder / "README.md"
     card = path.read_text(encoding="utf-8") if path.exists() else None
     if card is None or is_generated(card):
@@ -60,7 +71,7 @@ def push_model(
     with hub_errors(repo):
         api.upload_folder(
             repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message,
-            ignore_patterns=[*_NOT_PUSHED, RECIPE_FILE, RESULTS_FILE, "README.md"],
+            ignore_patterns=[*NOT_PUSHED, RECIPE_FILE, RESULTS_FILE, "README.md"],
         )  # fmt: skip
         api.upload_file(
             repo_id=repo, path_or_fileobj=card.encode(), path_in_repo="README.md", revision=revision,

@@ -10,7 +10,14 @@ from typing import Any
 
 from sentence_transformers_inf.evaluation.elsewhere import HELP_CENTRE
 from sentence_transformers_inf.evaluation.narratives import BUNDLED_TOPICS, read_topics
-from sentence_transformers_inf.records import INSTRUCTION_TYPES, PASSAGE_COLUMNS, load_records
+from sentence_transformers_inf.records import (
+    INSTRUCTION_TYPES,
+    PASSAGE_COLUMNS,
+    REQUIRED_COLUMNS,
+    columns_of,
+    load_records,
+    read_source,
+)
 from sentence_transformers_inf.search import read_passages
 
 BUNDLED = ("mini", "narratives", "help-centre")
@@ -38,30 +45,31 @@ class Corpus:
     kinds: list[str]
     topics: list[str]
     examples: tuple[Example, ...] = ()
-    _by_text: Mapping[tuple[str, str], Example] = field(init=False, repr=False)
+    _by_text: Mapping[tuple[str, ...], Example] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        by_text = {(example.query, example.instruction): example for example in reversed(self.examples)}
+        by_text = {_key(example.query, example.instruction): example for example in reversed(self.examples)}
         object.__setattr__(self, "_by_text", by_text)
 
     def example(self, query: str, instruction: str) -> Example | None:
         """The example with these texts."""
-        return self._by_text.get((query.strip(), instruction.strip()))
+        return self._by_text.get(_key(query, instruction))
 
     def kinds_of_examples(self) -> dict[str, int]:
         """How many queries the examples of each kind have, the kinds :func:`ordered`."""
         queries: dict[str, set[str]] = {}
         for example in self.examples:
-            queries.setdefault(example.kind, set()).add(example.query)
+            queries.setdefault(example.kind, set()).update(_key(example.query))
         return {kind: len(queries[kind]) for kind in ordered(queries)}
 
     def next_example(self, kind: str, query: str = "") -> Example:
         """The example of a kind whose query comes after ``query``, or the first one."""
-        first_of = {example.query: example for example in reversed(self.examples) if example.kind == kind}
-        of_kind = list(reversed(first_of.values()))
-        queries = [example.query for example in of_kind]
-        at = queries.index(query.strip()) + 1 if query.strip() in queries else 0
-        return of_kind[at % len(of_kind)]
+        of_kind: dict[tuple[str, ...], Example] = {}
+        for example in self.examples:
+            if example.kind == kind:
+                of_kind.setdefault(_key(example.query), example)
+        after = [*of_kind].index(_key(query)) + 1 if _key(query) in of_kind else 0
+        return [*of_kind.values()][after % len(of_kind)]
 
     def find(self, kind: str = "", topic: str = "", words: str = "") -> list[int]:
         """The rows of passages of a kind and a topic that contain some words; blank: any."""
@@ -75,6 +83,11 @@ class Corpus:
         ]
 
 
+def _key(*texts: str) -> tuple[str, ...]:
+    """Texts without the white space in which a text box may change them."""
+    return tuple(" ".join(text.split()) for text in texts)
+
+
 def ordered(kinds: Iterable[str]) -> list[str]:
     """Distinct kinds, those of the records' types in the types' order."""
     found = dict.fromkeys(kinds)
@@ -86,8 +99,8 @@ def read_corpus(source: str) -> Corpus:
 
     Args:
         source: ``"mini"`` (the bundled test split: the pool that ``inf-embed evaluate`` ranks), ``"narratives"``,
-            ``"help-centre"``, or a file as :func:`~sentence_transformers_inf.search.read_passages` takes it, which brings no
-            examples.
+            ``"help-centre"``, a file of InF-IR records, or one of passages as
+            :func:`~sentence_transformers_inf.search.read_passages` takes it, which brings no examples.
 
     Raises:
         FileNotFoundError: No such file.
@@ -99,6 +112,9 @@ def read_corpus(source: str) -> Corpus:
         return _of_narratives()
     if source == "help-centre":
         return _of_help_centre()
+    is_table = Path(source).suffix in (".jsonl", ".parquet") and Path(source).is_file()
+    if is_table and set(REQUIRED_COLUMNS) <= columns_of(read_source(source, None, ())[0]):
+        return _of_records(load_records(source))
     passages = read_passages(source)
     return Corpus(passages, [""] * len(passages), [""] * len(passages))
 
@@ -106,7 +122,7 @@ def read_corpus(source: str) -> Corpus:
 def _of_records(records: Iterable[Mapping[str, Any]]) -> Corpus:
     passages, kinds, topics, examples = [], [], [], []
     for record in records:
-        first, kind, topic = len(passages), record["instruction_type"], record["topic"]
+        first, kind, topic = len(passages), record.get("instruction_type") or "", record.get("topic") or ""
         passages += [record[column] for column in PASSAGE_COLUMNS]
         kinds += [kind] * len(PASSAGE_COLUMNS)
         topics += [topic] * len(PASSAGE_COLUMNS)

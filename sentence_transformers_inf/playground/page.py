@@ -140,7 +140,7 @@ def _search_tab(rankers: Sequence[Ranker], corpus: Corpus) -> None:
     if kinds:
         gr.HTML("<b>Examples by kind of instruction.</b> Press again for the next one.")
         with gr.Row(elem_classes="chips", elem_id="kinds"):
-            chips = {kind: gr.Button(f"{kind} ({count})", size="sm") for kind, count in kinds.items()}
+            chips = {kind: gr.Button(f"{kind or 'example'} ({count})", size="sm") for kind, count in kinds.items()}
     result = gr.HTML(run(asked, told) if opening else render.message("Type a query, then an instruction."), elem_id="result")
     event: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "rank"}
     gr.on([button.click, query.submit, instruction.submit], run, [query, instruction], result, api_name="search", **event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,9 +146,16 @@ def load_rankers(
         compare, _ = loaded[0].origin  # type: ignore[misc]
         base = load_instruction_model(detach_adapter(loaded))
     else:
-        compare = compare or (read_recipe(model) or {}).get("base") if model else compare
+        compare = _base_of(model) if compare is None and model is not None else compare
         base = None if compare is None else load_instruction_model(compare)
     ranker = Ranker(name, loaded, passages, show_progress=show_progress)
     if base is None or compare is None:
         return [ranker]
     return [Ranker(compare.rstrip("/").rpartition("/")[2], base, passages, show_progress=show_progress), ranker]
+
+
+def _base_of(model: str) -> str | None:
+    """What the recipe beside a model says that it was trained from, if that is still to be had."""
+    recipe = read_recipe(model) or {}
+    base = recipe.get("base")
+    return base if base is not None and (recipe.get("base_on_hub") or Path(base).exists()) else None
