@@ -2,10 +2,10 @@
 
     python benchmarks/playground.py [--clients 20] [--queries 500]
 
-The page stands on the bundled adapter and its base, and on 10,000 passages of the bundled corpus. The clients are Gradio's,
-in a process of their own; each asks one query of the validation split with its instruction after the other, without a pause.
-Then one query at a time is ranked on 100,000 passages, whose vectors are those of the 10,000 with noise, in a memory-mapped
-file.
+The page stands on the shipped adapter and its base. The passages are those of the bundled test split, copied until they are
+10,000 and 100,000, their vectors with noise, in a memory-mapped file: what is timed does not depend on what they say. The
+clients are Gradio's, in a process of their own; each asks one query of the validation split with its instruction after the
+other, without a pause.
 """
 
 from __future__ import annotations
@@ -25,13 +25,10 @@ import numpy as np
 from report import at_most, report
 
 from sentence_transformers_inf import load_records
-from sentence_transformers_inf.passages import distinct_passages
-from sentence_transformers_inf.playground.corpus import Corpus
+from sentence_transformers_inf.playground.corpus import Corpus, read_corpus
 from sentence_transformers_inf.playground.page import launch, page_of
 from sentence_transformers_inf.playground.page import search as answer
 from sentence_transformers_inf.playground.ranking import Ranker, load_rankers
-
-SIZE = 10_000
 
 
 def cases() -> list[tuple[str, str]]:
@@ -63,7 +60,7 @@ def ask(address: str, clients: int, queries: int) -> None:
         print(json.dumps([second for part in pool.map(run, range(clients)) for second in part]))
 
 
-def percentile(seconds: list[float]) -> float:
+def p95(seconds: list[float]) -> float:
     """The 95th, in milliseconds."""
     return 1000 * statistics.quantiles(seconds, n=20)[-1]
 
@@ -78,9 +75,15 @@ def alone(rankers: list[Ranker], corpus: Corpus) -> list[float]:
     return seconds[1:]
 
 
-def blank(passages: list[str]) -> Corpus:
-    """A corpus without kinds, topics and examples."""
-    return Corpus(passages, [""] * len(passages), [""] * len(passages))
+def grown(rankers: list[Ranker], passages: list[str], size: int, folder: str) -> tuple[list[Ranker], Corpus]:
+    """The same models on so many passages."""
+    copies = -(-size // len(passages))
+    texts = [f"{passage} ({copy})" for copy in range(copies) for passage in passages][:size]
+    vectors = np.tile(rankers[0].vectors, (copies, 1))[:size]
+    path = Path(folder, f"{size}.npy")
+    np.save(path, (vectors + np.random.default_rng(0).normal(0, 0.02, vectors.shape)).astype(np.float32))
+    corpus = Corpus(texts, [""] * size, [""] * size)
+    return [Ranker(old.name, old.model, texts, np.load(path, mmap_mode="r")) for old in rankers], corpus
 
 
 def main() -> None:
@@ -93,32 +96,24 @@ def main() -> None:
     if options.ask:
         ask(options.ask, options.clients, options.queries)
         return
-    passages = distinct_passages([load_records("mini", split) for split in ("test", "train", "validation")])[:SIZE]
-    assert len(passages) == SIZE
-    rankers = load_rankers(None, None, passages, show_progress=True)
-    rows = [
-        at_most("one query at a time, 10,000 passages, p95, ms", percentile(alone(rankers, blank(passages))), 200, ".0f")
-    ]
-
-    address = launch(page_of(rankers, blank(passages)), server_name="127.0.0.1", prevent_thread_lock=True)
-    load = ["--clients", str(options.clients), "--queries", str(options.queries)]
-    done = subprocess.run([sys.executable, __file__, "--ask", address, *load], capture_output=True, text=True, check=True)
-    seconds = json.loads(done.stdout.splitlines()[-1])
-    assert len(seconds) == options.queries
-    rows.append(
-        at_most(f"{options.clients} clients, {options.queries} queries, no error, p95, ms", percentile(seconds), 1000, ".0f")
-    )
-
-    many = [f"{passage} ({copy})" for copy in range(10) for passage in passages]
-    noise = np.random.default_rng(0).normal(0, 0.02, (len(many), rankers[0].vectors.shape[1]))
+    passages = read_corpus("mini").passages
+    known, rows = load_rankers(None, None, passages), []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "vectors.npy")
-        np.save(path, (np.tile(rankers[0].vectors, (10, 1)) + noise).astype(np.float32))
-        large = [Ranker(old.name, old.model, many, np.load(path, mmap_mode="r")) for old in rankers]
-        rows.append(
-            at_most("one query at a time, 100,000 passages, p95, ms", percentile(alone(large, blank(many))), 1000, ".0f")
-        )
-        del large
+        for size, bound in ((10_000, 200), (100_000, 1000)):
+            rankers, corpus = grown(known, passages, size, folder)
+            rows.append(
+                at_most(f"one query at a time, {size:,} passages, p95, ms", p95(alone(rankers, corpus)), bound, ".0f")
+            )
+            if size > 10_000:
+                continue
+            address = launch(page_of(rankers, corpus), server_name="127.0.0.1", prevent_thread_lock=True)
+            load = ["--clients", str(options.clients), "--queries", str(options.queries)]
+            command = [sys.executable, __file__, "--ask", address, *load]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            seconds = json.loads(done.stdout.splitlines()[-1])
+            assert len(seconds) == options.queries
+            measure = f"{options.clients} clients, {options.queries} queries, {size:,} passages, no error, p95, ms"
+            rows.append(at_most(measure, p95(seconds), 1000, ".0f"))
     report("playground", "Playground", rows)
 
 
