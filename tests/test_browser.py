@@ -88,9 +88,9 @@ def expect_rank(page, section, row, rank):
 def test_the_ranks_change_as_the_evaluator_computes_them(page):
     records = load_records("mini", "test")
     chosen = [3, 40, 77]
-    measured = [
-        measure(model, records).ranks for model in (load_instruction_model(bundled_base()), load_instruction_model())
-    ]
+    vectors = encode_passages(load_instruction_model(bundled_base()), read_corpus("mini").passages)
+    models = load_instruction_model(bundled_base()), load_instruction_model()
+    measured = [measure(model, records, passage_embeddings=vectors).ranks for model in models]
     for number in chosen:
         record = records[number]
         for side, name in enumerate(("instruction_positive", "instruction_negative")):

@@ -34,18 +34,16 @@ def message(words: str) -> str:
 
 
 def rankings(found: Sequence[Ranking], corpus: Corpus, example: Example | None, exclusions: Sequence[str] = ()) -> str:
-    """The rankings side by side, under what the instruction did in words."""
+    """The rankings side by side, under what the instruction did in words; ``exclusions`` are what the last model found."""
     told = [ranking for ranking in found if ranking.before is not None]
-    lines = [
-        f"<li><b>{text(_models(ranking))}</b>{_verdict(ranking, example)} {in_words(ranking, example)}</li>"
-        for ranking in told
-    ]
-    if exclusions:
-        lines.append(f"<li>Read as left out: {', '.join(f'<q>{text(what)}</q>' for what in exclusions)}</li>")
+    lines = [f"<b>{text(_models(each))}</b>{_verdict(each, example)} {in_words(each, example)}" for each in told]
     if not told:
-        lines.append("<li>Plain search. Add an instruction, and see what moves.</li>")
+        lines = ["Plain search. Add an instruction, and see what moves."]
+    elif exclusions:
+        lines[-1] += f" It reads as left out: {', '.join(f'<q>{text(what)}</q>' for what in exclusions)}."
     columns = "".join(_column(ranking, corpus, example) for ranking in found)
-    return f'<ul class="words" role="status">{"".join(lines)}</ul>{_LEGEND}<div class="columns">{columns}</div>'
+    words = "".join(f"<li>{line}</li>" for line in lines)
+    return f'<ul class="words" role="status">{words}</ul>{_LEGEND}<div class="columns">{columns}</div>'
 
 
 def _models(ranking: Ranking) -> str:
