@@ -70,7 +70,7 @@ def alone(rankers: list[Ranker], corpus: Corpus) -> list[float]:
     seconds = []
     for query, instruction in cases()[:101]:
         start = time.perf_counter()
-        answer(rankers, corpus, query, instruction)
+        answer(rankers, corpus, [query], [instruction])
         seconds.append(time.perf_counter() - start)
     return seconds[1:]
 

@@ -46,6 +46,18 @@ def ranking_of(before, after, models=("model",)):
     return Ranking(models, np.argsort(ranks), ranks, scores, None if after is None else before)
 
 
+def rank_one(rankers, query, instruction):
+    return rank(rankers, [(query, instruction)])[0]
+
+
+def search(rankers, corpus, query, instruction):
+    return page.search(rankers, corpus, [query], [instruction])[0]
+
+
+def without_scores(shown):
+    return re.sub(r"\d\.\d{3}", "", shown)
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(passages, "cached_assets_path", lambda *_, **__: tmp_path)
@@ -75,7 +87,7 @@ def test_the_ranks_are_those_of_the_evaluator(base, records_file):
     expected = measure(ranker.model, records).ranks
     for row, record in enumerate(records):
         for side, instruction in enumerate((record["instruction_positive"], record["instruction_negative"])):
-            _, told = rank([ranker], record["query_positive"], instruction)
+            _, told = rank_one([ranker], record["query_positive"], instruction)
             assert told.ranks[3 * row : 3 * row + 3].tolist() == expected[row, side].tolist()
             example = corpus.example(record["query_positive"], instruction)
             assert (example.expected, example.unwanted) == ((3 * row + side,), (3 * row + 1 - side,))
@@ -89,19 +101,32 @@ def test_an_adapter_and_its_base_share_the_ranking_without_an_instruction(tiny):
     adapted = Ranker("adapter", adapter_tower(base, tower).eval(), TEXTS)
     alone = Ranker("base", base, TEXTS)
     assert alone.vectors.filename == adapted.vectors.filename
-    plain, told, moved = rank([alone, adapted], "sky", "For children.")
+    plain, told, moved = rank_one([alone, adapted], "sky", "For children.")
     assert (plain.models, told.models, moved.models) == (("base", "adapter"), ("base",), ("adapter",))
     assert plain.before is None
     assert np.array_equal(moved.before, plain.ranks)
     assert not np.allclose(told.scores, moved.scores)
-    assert [found.models for found in rank([alone, adapted], "sky", " ")] == [("base", "adapter")]
+    assert [found.models for found in rank_one([alone, adapted], "sky", " ")] == [("base", "adapter")]
 
 
 def test_models_that_differ_have_their_own_ranking_without_an_instruction(tiny_model, base):
     others = [Ranker("tiny", tiny_model, TEXTS), Ranker("base", load_instruction_model(base), TEXTS)]
-    assert [(found.models, found.before is None) for found in rank(others, "sky", "For children.")] == [
+    assert [(found.models, found.before is None) for found in rank_one(others, "sky", "For children.")] == [
         (("tiny",), True), (("tiny",), False), (("base",), True), (("base",), False),
     ]  # fmt: skip
+
+
+def test_queries_that_are_ranked_together_have_their_own_rankings(tiny_model):
+    rankers = [Ranker("one", tiny_model, TEXTS), Ranker("two", tiny_model, TEXTS)]
+    asked = [("sky", "For children."), ("tax", ""), ("cats", " "), ("bread", "For bakers.")]
+    for texts, together in zip(asked, rank(rankers, asked)):
+        alone = rank_one(rankers, *texts)
+        assert [(found.models, found.before is None) for found in together] == [
+            (found.models, found.before is None) for found in alone
+        ]
+        for one, other in zip(together, alone):
+            assert np.allclose(one.scores, other.scores, atol=1e-5)
+    assert rank(rankers, []) == []
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
@@ -111,7 +136,7 @@ def test_scores_are_the_similarities_of_vectors_of_any_length(tiny, tmp_path, si
     model = load_instruction_model(plain)
     np.save(tmp_path / "vectors.npy", model.encode_document(TEXTS) * np.arange(1, 7, dtype=np.float32)[:, None])
     vectors = np.load(tmp_path / "vectors.npy", mmap_mode="r")
-    (found,) = rank([Ranker("model", model, TEXTS, vectors)], "sky", "")
+    (found,) = rank_one([Ranker("model", model, TEXTS, vectors)], "sky", "")
     expected = model.similarity(model.encode_query(["sky"]), np.array(vectors)).numpy()[0]
     assert np.allclose(found.scores, expected, atol=1e-5)
     assert np.array_equal(found.order, np.argsort(-expected))
@@ -236,8 +261,8 @@ def test_a_text_that_is_too_long_or_blank_is_one_clear_message(rankers):
         ("sky", "x" * 2_000_000, "The instruction has 2,000,000 characters. Shorten it to at most 4,000."),
         (" \n", "For children.", "Type a query first."),
     ):
-        assert page.search(rankers, corpus, query, instruction) == render.message(message)
-    assert "columns" in page.search(rankers, corpus, "x" * MOST_CHARACTERS, "y" * MOST_CHARACTERS)
+        assert search(rankers, corpus, query, instruction) == render.message(message)
+    assert "columns" in search(rankers, corpus, "x" * MOST_CHARACTERS, "y" * MOST_CHARACTERS)
 
 
 def test_the_checkpoint_tab_has_the_results_and_the_recipe_or_says_how_to_get_them(rankers):
@@ -259,7 +284,8 @@ def test_many_clients_get_their_own_answers_over_http(rankers):
         with ThreadPoolExecutor(20) as pool:
             long = pool.submit(client.predict, "x" * 2_000_000, "", api_name="/search")
             shown = list(pool.map(lambda texts: client.predict(*texts, api_name="/search"), asked))
-        assert shown == [page.search(rankers, corpus_of(TEXTS), *texts) for texts in asked]
+        alone = [search(rankers, corpus_of(TEXTS), *texts) for texts in asked]
+        assert list(map(without_scores, shown)) == list(map(without_scores, alone))  # a batch is rounded otherwise
         assert "2,000,000 characters" in long.result()
         assert "1 of 6 passages" in client.predict("", "", "cats", api_name="/corpus")
     finally:

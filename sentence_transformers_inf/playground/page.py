@@ -12,7 +12,7 @@ from sentence_transformers_inf.hub.card import RESULTS_FILE
 from sentence_transformers_inf.modules.loading import BUNDLED_ADAPTER
 from sentence_transformers_inf.playground import render
 from sentence_transformers_inf.playground.corpus import Corpus, ordered, read_corpus
-from sentence_transformers_inf.playground.ranking import Ranker, load_rankers, rank
+from sentence_transformers_inf.playground.ranking import Ranker, load_rankers, problem, rank
 from sentence_transformers_inf.recipe import read_recipe
 
 try:
@@ -29,8 +29,8 @@ _OPENING = (
 )
 """The example that the page opens with, where the corpus has it: the shipped adapter obeys, its base does not."""
 
-_AT_ONCE = 2
-"""Queries that are ranked at the same time; more on a processor of few cores only take turns."""
+_BATCH = 16
+"""At most so many waiting queries are encoded together."""
 
 
 def build_page(
@@ -88,7 +88,6 @@ def launch(page: gr.Blocks, port: int | None = None, **options: Any) -> str:
     theme = gr.themes.Default(  # with the machine's own fonts: none is fetched
         primary_hue="indigo", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
     )
-    page.queue(default_concurrency_limit=_AT_ONCE)
     _, address, _ = page.launch(
         server_port=port, share=False, quiet=True, ssr_mode=False, run_history=False, footer_links=[], max_file_size="1kb",
         enable_monitoring=False, mcp_server=False, theme=theme, css_paths=Path(__file__).with_name("page.css"), **options,
@@ -96,17 +95,26 @@ def launch(page: gr.Blocks, port: int | None = None, **options: Any) -> str:
     return address
 
 
-def search(rankers: Sequence[Ranker], corpus: Corpus, query: str, instruction: str) -> str:
-    """The HTML of a query's rankings, or of what is wrong with it."""
-    try:
-        found = rank(rankers, query, instruction)
-    except ValueError as error:
-        return render.message(str(error))
-    return render.rankings(found, corpus, corpus.example(query, instruction), rankers[-1].exclusions(instruction))
+def search(rankers: Sequence[Ranker], corpus: Corpus, queries: Sequence[str], instructions: Sequence[str]) -> list[str]:
+    """The HTML of the rankings of each query, or of what is wrong with it."""
+    asked = list(zip(queries, instructions))
+    found = iter(rank(rankers, [texts for texts in asked if not problem(*texts)]))
+
+    def shown(query: str, instruction: str) -> str:
+        if wrong := problem(query, instruction):
+            return render.message(wrong)
+        return render.rankings(next(found), corpus, corpus.example(query, instruction), rankers[-1].exclusions(instruction))
+
+    return [shown(*texts) for texts in asked]
 
 
 def _search_tab(rankers: Sequence[Ranker], corpus: Corpus) -> None:
-    run = functools.partial(search, rankers, corpus)
+    def run(query: str, instruction: str) -> str:
+        return search(rankers, corpus, [query], [instruction])[0]
+
+    def run_batch(queries: list[str], instructions: list[str]) -> tuple[list[str]]:
+        return (search(rankers, corpus, queries, instructions),)
+
     kinds = corpus.kinds_of_examples()
     opening = corpus.example(*_OPENING) or next(iter(corpus.examples), None)
     asked, told = (opening.query, opening.instruction) if opening else ("", "")
@@ -142,9 +150,10 @@ def _search_tab(rankers: Sequence[Ranker], corpus: Corpus) -> None:
         with gr.Row(elem_classes="chips", elem_id="kinds"):
             chips = {kind: gr.Button(f"{kind or 'example'} ({count})", size="sm") for kind, count in kinds.items()}
     result = gr.HTML(run(asked, told) if opening else render.message("Type a query, then an instruction."), elem_id="result")
-    event: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "rank"}
-    gr.on([button.click, query.submit, instruction.submit], run, [query, instruction], result, api_name="search", **event)
-    turned.click(turn, [query, instruction], [instruction, result], api_name="opposite", **event)
+    event: dict[str, Any] = {"inputs": [query, instruction], "show_progress": "hidden"}
+    asks = [button.click, query.submit, instruction.submit]
+    gr.on(asks, run_batch, outputs=result, api_name="search", batch=True, max_batch_size=_BATCH, **event)
+    turned.click(turn, outputs=[instruction, result], api_name="opposite", **event)
     for kind, chip in (chips if kinds else {}).items():
         chip.click(functools.partial(show, kind), query, [query, instruction, result], api_visibility="private", **event)
 

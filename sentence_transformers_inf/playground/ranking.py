@@ -77,45 +77,60 @@ class Ranker:
         if model.similarity_fn_name == "cosine":
             self._lengths = np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
 
-    def scores(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The similarities (Q×N) of queries (Q×d) to the passages."""
+    def scores(self, asked: Sequence[Any]) -> NDArray[np.float32]:
+        """The similarities (Q×N) of Q queries, strings or dictionaries, to the passages."""
+        if not asked:
+            return np.empty((0, len(self.vectors)), dtype=np.float32)
+        queries = self.model.encode_query(list(asked), show_progress_bar=False)
         if self._lengths is None:
             return np.asarray(self.model.similarity(queries, np.asarray(self.vectors)))
         queries = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
         return np.asarray(queries @ self.vectors.T / self._lengths, dtype=np.float32)
+
+    def stands_beside(self, other: Ranker) -> bool:
+        """Whether this is an adapter, and ``other`` its base: without an instruction they rank alike."""
+        return is_adapter(self.model) and detach_adapter(self.model) is other.model
 
     def exclusions(self, instruction: str) -> list[str]:
         """What the model reads an instruction to exclude; nothing for a model that does not look for it."""
         return find_exclusions(instruction) if getattr(encoder_of(self.model)[0], "find_exclusions", False) else []
 
 
-def rank(rankers: Sequence[Ranker], query: str, instruction: str) -> list[Ranking]:
-    """Rank the corpus by each model, without the instruction and, unless it is blank, with it.
-
-    Returns:
-        Of each model the ranking without the instruction and the one with it; the former once for models that rank alike
-        without instructions, as an adapter and its base do.
-
-    Raises:
-        ValueError: The query is blank, or a text is longer than :data:`MOST_CHARACTERS`.
-    """
+def problem(query: str, instruction: str) -> str | None:
+    """What is wrong with a query and its instruction, and how to mend it; ``None``: nothing."""
     for kind, text in (("query", query), ("instruction", instruction)):
         if len(text) > MOST_CHARACTERS:
-            raise ValueError(f"The {kind} has {len(text):,} characters. Shorten it to at most {MOST_CHARACTERS:,}.")
-    query, instruction = query.strip(), instruction.strip()
-    if not query:
-        raise ValueError("Type a query first.")
-    asked: list[Any] = [query, {"query": query, "instruction": instruction}][: 2 if instruction else 1]
-    found: list[Ranking] = []
+            return f"The {kind} has {len(text):,} characters. Shorten it to at most {MOST_CHARACTERS:,}."
+    return None if query.strip() else "Type a query first."
+
+
+def rank(rankers: Sequence[Ranker], asked: Sequence[tuple[str, str]]) -> list[list[Ranking]]:
+    """Rank the corpus by each model, without the instruction and, unless it is blank, with it.
+
+    Args:
+        rankers: The models.
+        asked: Queries and their instructions, without a :func:`problem`; they are encoded together, which takes less time.
+
+    Returns:
+        For each query, and of each model, the ranking without the instruction and the one with it. The former is there
+        once for an adapter and its base.
+    """
+    plain = [query.strip() for query, _ in asked]
+    told = [{"query": query.strip(), "instruction": text.strip()} for query, text in asked if text.strip()]
+    found: list[list[Ranking]] = [[] for _ in asked]
     for ranker in rankers:
-        scores = ranker.scores(ranker.model.encode_query(asked, show_progress_bar=False))
-        before = _ranking((ranker.name,), scores[0])
-        if found and np.allclose(found[0].scores, before.scores, atol=1e-5):  # an adapter and its base
-            before = found[0] = replace(found[0], models=(*found[0].models, ranker.name))
-        else:
-            found.append(before)
-        if instruction:
-            found.append(_ranking((ranker.name,), scores[1], before.ranks))
+        beside = ranker is not rankers[0] and ranker.stands_beside(rankers[0])
+        # Apart: in one batch the short queries would be padded to the length of the others.
+        plain_rows = iter(() if beside else ranker.scores(plain))
+        told_rows = iter(ranker.scores(told))
+        for of_query, (_, instruction) in zip(found, asked):
+            if beside:
+                of_query[0] = replace(of_query[0], models=(*of_query[0].models, ranker.name))
+            else:
+                of_query.append(_ranking((ranker.name,), next(plain_rows)))
+            if instruction.strip():
+                before = of_query[0 if beside else -1].ranks
+                of_query.append(_ranking((ranker.name,), next(told_rows), before))
     return found
 
 
