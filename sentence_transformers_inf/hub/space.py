@@ -39,7 +39,6 @@ def space_files(model: str | None, compare: str | None, corpus: str, name: str |
         "corpus": repr(corpus),
         "name": name or model or "the adapter of all-MiniLM-L6-v2 that the package ships",
         "version": importlib.metadata.version("sentence-transformers-inf"),
-        "gradio_version": importlib.metadata.version("gradio"),
     }
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), keep_trailing_newline=True, autoescape=False)
     return {file: environment.get_template(f"{file}.jinja").render(known) for file in FILES}
@@ -69,11 +68,13 @@ def push_space(
 
     Raises:
         FileNotFoundError: There is no such folder with a saved model.
-        ValueError: The model's run is not finished, it holds pickled weights, or it is an adapter to a base that is
+        ValueError: ``compare`` is a folder, or the model's run is not finished, it holds pickled weights, or it is an adapter to a base that is
             not on the Hub.
         HubError: The Hub refuses, or has no such model.
     """
     api = HfApi(token=token)
+    if compare is not None and (compare.count("/") != 1 or Path(compare).exists()):
+        raise ValueError(f"{compare}: a Space can compare only with a model on the Hub; push it, and give its id")
     added: dict[str, str | Path | bytes] = {}
     loaded, name, ranked = model, None, corpus
     if model is not None and (Path(model).exists() or model.count("/") != 1):

@@ -20,9 +20,6 @@ from sentence_transformers_inf.records import (
 )
 from sentence_transformers_inf.search import read_passages
 
-BUNDLED = ("mini", "narratives", "help-centre")
-"""What :func:`read_corpus` knows by name."""
-
 
 @dataclass(frozen=True)
 class Example:
@@ -120,7 +117,10 @@ def read_corpus(source: str) -> Corpus:
 
 
 def _of_records(records: Iterable[Mapping[str, Any]]) -> Corpus:
-    passages, kinds, topics, examples = [], [], [], []
+    passages: list[str] = []
+    kinds: list[str] = []
+    topics: list[str] = []
+    examples: list[Example] = []
     for record in records:
         first, kind, topic = len(passages), record.get("instruction_type") or "", record.get("topic") or ""
         passages += [record[column] for column in PASSAGE_COLUMNS]
@@ -132,7 +132,9 @@ def _of_records(records: Iterable[Mapping[str, Any]]) -> Corpus:
 
 
 def _of_help_centre() -> Corpus:
-    passages, kinds, examples = [], [], []
+    passages: list[str] = []
+    kinds: list[str] = []
+    examples: list[Example] = []
     for line in Path(HELP_CENTRE).read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
         told = (case["instruction_positive"], case["instruction_negative"])
@@ -149,7 +151,9 @@ def _pair(kind: str, query: str, told: tuple[str, str], first: int) -> list[Exam
 
 
 def _of_narratives() -> Corpus:
-    passages, topics, examples = [], [], []
+    passages: list[str] = []
+    topics: list[str] = []
+    examples: list[Example] = []
     for topic in read_topics(BUNDLED_TOPICS):
         row_of = {document.id: row for row, document in enumerate(topic.docs, start=len(passages))}
         kept, excluded = (tuple(row_of[name] for name in names) for names in (topic.kept, topic.excluded))

@@ -159,7 +159,7 @@ def load_rankers(
     name = "the shipped adapter" if model is None else model.rstrip("/").rpartition("/")[2]
     if compare is None and is_adapter(loaded):
         compare, _ = loaded[0].origin  # type: ignore[misc]
-        base = load_instruction_model(detach_adapter(loaded))
+        base: SentenceTransformer | None = load_instruction_model(detach_adapter(loaded))
     else:
         compare = _base_of(model) if compare is None and model is not None else compare
         base = None if compare is None else load_instruction_model(compare)
