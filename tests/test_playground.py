@@ -116,6 +116,16 @@ def test_models_that_differ_have_their_own_ranking_without_an_instruction(tiny_m
     ]  # fmt: skip
 
 
+def test_a_model_is_compared_with_the_base_that_its_recipe_names_while_there_is_one(tiny, tmp_path):
+    folder = tmp_path / "trained"
+    load_instruction_model(tiny).save_pretrained(str(folder), create_model_card=False)
+    assert [ranker.name for ranker in load_rankers(f"{folder}/", None, TEXTS)] == ["trained"]
+    for base, names in ((tiny, ["model", "trained"]), (str(tmp_path / "gone"), ["trained"])):
+        (folder / "recipe.json").write_text(json.dumps({"base": base, "base_on_hub": False}))
+        assert [ranker.name for ranker in load_rankers(str(folder), None, TEXTS)] == names
+    assert [ranker.name for ranker in load_rankers(str(folder), str(tiny), TEXTS)] == ["model", "trained"]
+
+
 def test_queries_that_are_ranked_together_have_their_own_rankings(tiny_model):
     rankers = [Ranker("one", tiny_model, TEXTS), Ranker("two", tiny_model, TEXTS)]
     asked = [("sky", "For children."), ("tax", ""), ("cats", " "), ("bread", "For bakers.")]
@@ -276,7 +286,8 @@ def test_the_checkpoint_tab_has_the_results_and_the_recipe_or_says_how_to_get_th
 
 def test_many_clients_get_their_own_answers_over_http(rankers):
     """20 of Gradio's clients at once, one with far too long a text."""
-    built = page.page_of(rankers, corpus_of(TEXTS))
+    examples = (Example("length", "q", "Long.", (0,), (1,), "Short."), Example("length", "q", "Short.", (1,), (0,), "Long."))
+    built = page.page_of(rankers, corpus_of(TEXTS, examples))
     address = page.launch(built, server_name="127.0.0.1", prevent_thread_lock=True)
     try:
         client = Client(address, verbose=False)
@@ -287,6 +298,9 @@ def test_many_clients_get_their_own_answers_over_http(rankers):
         alone = [search(rankers, corpus_of(TEXTS), *texts) for texts in asked]
         assert list(map(without_scores, shown)) == list(map(without_scores, alone))  # a batch is rounded otherwise
         assert "2,000,000 characters" in long.result()
+        told, turned = client.predict("q", "Long.", api_name="/opposite")
+        assert told == "Short."
+        assert without_scores(turned) == without_scores(search(rankers, corpus_of(TEXTS, examples), "q", "Short."))
         assert "1 of 6 passages" in client.predict("", "", "cats", api_name="/corpus")
     finally:
         built.close()

@@ -68,8 +68,8 @@ def push_space(
 
     Raises:
         FileNotFoundError: There is no such folder with a saved model.
-        ValueError: ``compare`` is a folder, or the model's run is not finished, it holds pickled weights, or it is an adapter to a base that is
-            not on the Hub.
+        ValueError: ``compare`` is a folder; the model's run is not finished, or it holds pickled weights; or it is an
+            adapter to a base that is not on the Hub.
         HubError: The Hub refuses, or has no such model.
     """
     api = HfApi(token=token)

@@ -155,7 +155,13 @@ def _search_tab(rankers: Sequence[Ranker], corpus: Corpus) -> None:
     gr.on(asks, run_batch, outputs=result, api_name="search", batch=True, max_batch_size=_BATCH, **event)
     turned.click(turn, outputs=[instruction, result], api_name="opposite", **event)
     for kind, chip in (chips if kinds else {}).items():
-        chip.click(functools.partial(show, kind), query, [query, instruction, result], api_visibility="private", **event)
+        chip.click(
+            functools.partial(show, kind),
+            query,
+            [query, instruction, result],
+            show_progress="hidden",
+            api_visibility="private",
+        )
 
 
 def _corpus_tab(corpus: Corpus) -> None:
