@@ -45,10 +45,10 @@ def ask(address: str, clients: int, queries: int) -> None:
     """Print, as JSON, the seconds that each of the queries took."""
     from gradio_client import Client
 
-    asked = cases()
+    asked, opened = cases(), [Client(address, verbose=False) for _ in range(clients)]
 
     def run(number: int) -> list[float]:
-        client, seconds = Client(address, verbose=False), []
+        client, seconds = opened[number], []
         for turn in range(number, queries, clients):
             start = time.perf_counter()
             shown = client.predict(*asked[turn % len(asked)], api_name="/search")
