@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo adapter test test-all test-slow test-lowest lint bench docs clean
+.PHONY: demo adapter picture test test-all test-slow test-lowest lint bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/inf-embed demo
@@ -38,6 +38,9 @@ adapter: $(VENV)/.dev  # what load_instruction_model() loads: trained, measured 
 	rm -rf sentence_transformers_inf/adapter build/all-MiniLM-L6-v2-inf/eval
 	cp -r build/all-MiniLM-L6-v2-inf sentence_transformers_inf/adapter
 
+picture: $(VENV)/.dev  # of the playground, for README; wants Chromium
+	$(BIN)/python -m tests.browser docs/images/playground.png
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/profile_step.py
@@ -46,6 +49,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/diversity.py
 	$(BIN)/python benchmarks/builder.py
 	$(BIN)/python benchmarks/inf_ir.py
+	$(BIN)/python benchmarks/playground.py
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

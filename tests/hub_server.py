@@ -106,9 +106,11 @@ class Hub:
         if owner != user:
             return failure(403, "Forbidden", f"You don't have the rights to create a repo under {owner}")
         kind, name = body.get("type", "model"), f"{owner}/{body['name']}"
-        url = f"http://{request.host}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        url = f"http://{request.host}/{'' if kind == 'model' else kind + 's/'}{name}"
         if (kind, name) in self.repos:
             return web.json_response({"error": "You already created this repo", "url": url}, status=409)
+        if kind == "space" and body.get("sdk") != "gradio":
+            return failure(400, "BadRequest", "a Space needs an SDK")
         self.repos[kind, name] = Repo(kind, name, body.get("private") or body.get("visibility") == "private")
         return web.json_response({"url": url, "name": name, "id": name})
 
@@ -242,7 +244,7 @@ class Hub:
             elif kind == "deletedFolder":
                 files = {path: content for path, content in files.items() if not path.startswith(f"{value['path']}/")}
         sha = repo.commit(branch, files)
-        url = f"http://{request.host}/{'datasets/' if repo.kind == 'dataset' else ''}{repo.name}/commit/{sha}"
+        url = f"http://{request.host}/{'' if repo.kind == 'model' else repo.kind + 's/'}{repo.name}/commit/{sha}"
         return web.json_response({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
     async def validate(self, request: web.Request) -> web.Response:
@@ -275,7 +277,7 @@ class Hub:
         return web.json_response({"private": repo.private})
 
     async def resolve(self, request: web.Request) -> web.StreamResponse:
-        kind = "dataset" if request.path.startswith("/datasets/") else "model"
+        kind = next((kind for kind in ("dataset", "space") if request.path.startswith(f"/{kind}s/")), "model")
         found = self.at(request, kind)
         if isinstance(found, web.Response):
             return found
@@ -302,7 +304,7 @@ class Hub:
 
 def make_app(hub: Hub) -> web.Application:
     app = web.Application(client_max_size=1 << 30, middlewares=[hub.note])
-    repo = r"/api/{kind:models|datasets}/{user}/{name}"
+    repo = r"/api/{kind:models|datasets|spaces}/{user}/{name}"
     add = app.router.add_route
     add("GET", "/api/whoami-v2", hub.whoami)
     add("POST", "/api/repos/create", hub.create)
@@ -317,7 +319,7 @@ def make_app(hub: Hub) -> web.Application:
     add("POST", repo + "/paths-info/{revision}", hub.paths_info)
     add("POST", repo + "/preupload/{revision}", hub.preupload)
     add("POST", repo + "/commit/{revision}", hub.commit)
-    for prefix in ("", "/datasets"):
+    for prefix in ("", "/datasets", "/spaces"):
         add("POST", prefix + "/{user}/{name}.git/info/lfs/objects/batch", hub.lfs)
         for method in ("GET", "HEAD"):
             add(method, prefix + "/{user}/{name}/resolve/{revision}/{path:.*}", hub.resolve)

@@ -1,11 +1,21 @@
 """The command ``inf-embed``: train, evaluate, search, demo. The only place of the plugin that parses or prints."""
 
-from sentence_transformers_inf.cli import demo, evaluate, hub, search, train
+from sentence_transformers_inf.cli import demo, evaluate, hub, playground, search, train
 from sentence_transformers_inf.cli.errors import application, run
 
 app = application("Train, measure and use embedding models that obey instructions.", "inf-embed")
 app.command(context_settings=train.CONTEXT, add_help_option=False)(train.train)
-for command in (hub.push, hub.card, evaluate.evaluate, train.ablate, search.search, search.passages, demo.demo):
+for command in (
+    hub.push,
+    hub.card,
+    evaluate.evaluate,
+    train.ablate,
+    search.search,
+    search.passages,
+    demo.demo,
+    playground.playground,
+    playground.space,
+):
     app.command()(command)
 
 

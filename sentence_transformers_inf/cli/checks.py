@@ -14,13 +14,14 @@ import typer
 
 EXTRAS = {
     "build": (
-        *("aiohttp", "aiolimiter", "anyio", "datasketch", "httpx2", "matplotlib", "openai", "pydantic", "regex"),
+        *("aiohttp", "anyio", "datasketch", "httpx2", "matplotlib", "openai", "pydantic", "regex"),
         "sklearn",
     ),
     "eval": ("matplotlib", "mteb"),
     "lora": ("peft",),
     "llm": ("xllamacpp",),
     "scale": ("datatrove", "ray"),
+    "playground": ("gradio",),
 }
 """The modules of each extra, as pyproject.toml has it."""
 

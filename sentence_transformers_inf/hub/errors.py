@@ -55,7 +55,7 @@ def claim_repo(
 
     Args:
         repo: ``user/name``.
-        repo_type: ``model`` or ``dataset``.
+        repo_type: ``model``, ``dataset`` or ``space`` (of Gradio).
         public: Make it public; else a new one is private, and one that exists keeps its visibility.
         revision: A branch, created where it is missing.
         token: ``None``: that of the login.
@@ -70,7 +70,8 @@ def claim_repo(
         raise HubError(f"{repo}: expected user/name")
     api = HfApi(token=token)
     with hub_errors(repo):
-        url = str(api.create_repo(repo, repo_type=repo_type, private=not public, exist_ok=True))
+        sdk = "gradio" if repo_type == "space" else None
+        url = str(api.create_repo(repo, repo_type=repo_type, private=not public, exist_ok=True, space_sdk=sdk))
         if public:
             api.update_repo_settings(repo, repo_type=repo_type, private=False)
         if revision is not None:

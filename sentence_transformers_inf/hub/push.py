@@ -30,6 +30,19 @@ _OF_THE_RUN = {RECIPE_FILE, RESULTS_FILE, LOCK_FILE, "README.md", "training_args
 _FOLDERS_OF_THE_RUN = {"eval", "runs", ".cache"}
 
 
+def check_saved(folder: Path) -> None:
+    """Refuse a folder that may not be pushed.
+
+    Raises:
+        FileNotFoundError: It holds no saved model.
+        ValueError: Its run is not finished.
+    """
+    if not (folder / "modules.json").is_file():
+        raise FileNotFoundError(f"{folder}: there is no saved model here")
+    if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
+        raise ValueError(f"{folder}: the training is not finished; give the same train command again")
+
+
 def push_model(
     folder: str | Path,
     repo: str,
@@ -65,10 +78,7 @@ def push_model(
         HubError: The Hub refuses.
     """
     folder = Path(folder)
-    if not (folder / "modules.json").is_file():
-        raise FileNotFoundError(f"{folder}: there is no saved model here")
-    if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
-        raise ValueError(f"{folder}: the training is not finished; give the same train command again")
+    check_saved(folder)
     parts, strays = model_parts(folder)
     if strays:
         log(f"{len(strays)} files are no part of a model and are not pushed: {', '.join(strays)[:200]}")

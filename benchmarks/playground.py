@@ -1,0 +1,121 @@
+"""How fast the playground answers: one query at a time, and 20 clients at once over HTTP.
+
+    python benchmarks/playground.py [--clients 20] [--queries 500]
+
+The page stands on the shipped adapter and its base. The passages are those of the bundled test split, copied until they are
+10,000 and 100,000, their vectors with noise, in a memory-mapped file: what is timed does not depend on what they say. The
+clients are Gradio's, in a process of their own; each asks one query of the validation split with its instruction after the
+other, without a pause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+from report import at_most, report
+
+from sentence_transformers_inf import load_records
+from sentence_transformers_inf.playground.corpus import Corpus, read_corpus
+from sentence_transformers_inf.playground.page import launch, page_of
+from sentence_transformers_inf.playground.page import search as answer
+from sentence_transformers_inf.playground.ranking import Ranker, load_rankers
+
+
+def cases() -> list[tuple[str, str]]:
+    """Queries and instructions that no passage was written for."""
+    records = load_records("mini", "validation")
+    return [
+        (query, instruction)
+        for side in ("positive", "negative")
+        for query, instruction in zip(records["query_positive"], records[f"instruction_{side}"])
+    ]
+
+
+def ask(address: str, clients: int, queries: int) -> None:
+    """Print, as JSON, the seconds that each of the queries took."""
+    from gradio_client import Client
+
+    asked, opened = cases(), [Client(address, verbose=False) for _ in range(clients)]
+
+    def run(number: int) -> list[float]:
+        client, seconds = opened[number], []
+        for turn in range(number, queries, clients):
+            start = time.perf_counter()
+            shown = client.predict(*asked[turn % len(asked)], api_name="/search")
+            seconds.append(time.perf_counter() - start)
+            assert 'class="columns"' in shown
+        return seconds
+
+    with ThreadPoolExecutor(clients) as pool:
+        print(json.dumps([second for part in pool.map(run, range(clients)) for second in part]))
+
+
+def p95(seconds: list[float]) -> float:
+    """The 95th, in milliseconds."""
+    return 1000 * statistics.quantiles(seconds, n=20)[-1]
+
+
+def alone(rankers: list[Ranker], corpus: Corpus) -> list[float]:
+    """The seconds that 100 queries take, one after the other, the page's HTML included."""
+    seconds = []
+    for query, instruction in cases()[:101]:
+        start = time.perf_counter()
+        answer(rankers, corpus, [query], [instruction])
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def grown(rankers: list[Ranker], passages: list[str], size: int, folder: str) -> tuple[list[Ranker], Corpus]:
+    """The same models on so many passages."""
+    copies = -(-size // len(passages))
+    texts = [f"{passage} ({copy})" for copy in range(copies) for passage in passages][:size]
+    vectors = np.tile(rankers[0].vectors, (copies, 1))[:size]
+    path = Path(folder, f"{size}.npy")
+    np.save(path, (vectors + np.random.default_rng(0).normal(0, 0.02, vectors.shape)).astype(np.float32))
+    corpus = Corpus(texts, [""] * size, [""] * size)
+    return [Ranker(old.name, old.model, texts, np.load(path, mmap_mode="r")) for old in rankers], corpus
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--ask", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    datasets.disable_progress_bars()
+    if options.ask:
+        ask(options.ask, options.clients, options.queries)
+        return
+    passages = read_corpus("mini").passages
+    known, rows = load_rankers(None, None, passages), []
+    with tempfile.TemporaryDirectory() as folder:
+        for size, bound in ((10_000, 200), (100_000, 1000)):
+            rankers, corpus = grown(known, passages, size, folder)
+            rows.append(
+                at_most(f"one query at a time, {size:,} passages, p95, ms", p95(alone(rankers, corpus)), bound, ".0f")
+            )
+            if size > 10_000:
+                continue
+            address = launch(page_of(rankers, corpus), server_name="127.0.0.1", prevent_thread_lock=True)
+            load = ["--clients", str(options.clients), "--queries", str(options.queries)]
+            command = [sys.executable, __file__, "--ask", address, *load]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            seconds = json.loads(done.stdout.splitlines()[-1])
+            assert len(seconds) == options.queries
+            measure = f"{options.clients} clients, {options.queries} queries, {size:,} passages, no error, p95, ms"
+            rows.append(at_most(measure, p95(seconds), 1000, ".0f"))
+    report("playground", "Playground", rows)
+
+
+if __name__ == "__main__":
+    main()
