@@ -1,8 +1,8 @@
-"""The command ``inf-embed``: train, evaluate, search, demo. The only place of the plugin that parses or prints."""
+"""The command ``inf-embed``: train, evaluate, search, serve, demo. The only place of the plugin that parses or prints."""
 
 import typer
 
-from sentence_transformers_inf.cli import demo, evaluate, hub, search, train
+from sentence_transformers_inf.cli import demo, evaluate, hub, search, serve, train, verify
 from sentence_transformers_inf.cli.errors import run
 
 app = typer.Typer(
@@ -14,6 +14,8 @@ app = typer.Typer(
 app.command(context_settings=train.CONTEXT, add_help_option=False)(train.train)
 for command in (hub.push, hub.card, evaluate.evaluate, train.ablate, search.search, search.passages, demo.demo):
     app.command()(command)
+app.command()(serve.serve)
+app.command()(verify.verify)
 
 
 def main() -> None:
