@@ -2,9 +2,9 @@
 
     python benchmarks/serve.py [--rounds 3]
 
-2,000 requests of one text each: bundled instructed queries and passages, in turns. The server is a process of its own with the
-adapter that ships. Bare: `encode_query` and `encode_document` of the same texts in this process, 32 at a time, each sorted by
-length as a whole.
+2,000 requests of one text each: bundled instructed queries and passages, in turns. The server is a process of its own with
+the adapter that ships. Bare: `encode_query` and `encode_document` of the same texts in this process, 32 at a time, each
+sorted by length as a whole.
 """
 
 from __future__ import annotations

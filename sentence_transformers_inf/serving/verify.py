@@ -51,7 +51,7 @@ class Comparison:
     what: str
     """Which texts: ``"plain texts"``, ``"instructed queries"`` or the file of an index."""
     contract: str
-    """``"bits"``; ``"1e-3"``: no value differs by more; ``"ranks"``: :data:`RANKS` of the nearest are the same; ``"none"``."""
+    """``"bits"``; ``"1e-3"``: no value differs by more; ``"ranks"``: enough of the nearest are the same; ``"none"``."""
     difference: float
     """The largest, in units of the length of the model's embeddings; NaN where dimensions differ."""
     overlap: float
