@@ -28,13 +28,15 @@ def running(app):
         thread.join()
 
 
-def plain_server(model, change=lambda vectors: vectors, prompt=""):
+def plain_server(model, change=lambda vectors: vectors, prompt="", most_words=10_000):
     """What many run: Sentence Transformers behind OpenAI's interface, without instructions, and with a fault if wished."""
 
     async def embeddings(request):
         body = await request.json()
         if unknown := set(body) - {"model", "input"}:
             return JSONResponse({"detail": f"unknown: {unknown}"}, 422)
+        if any(len(text.split()) > most_words for text in body["input"]):
+            return JSONResponse({"detail": "too long"}, 413)
         vectors = change(np.asarray(model.encode(body["input"], prompt=prompt, show_progress_bar=False)))
         data = [{"object": "embedding", "index": row, "embedding": vector.tolist()} for row, vector in enumerate(vectors)]
         return JSONResponse({"object": "list", "data": data, "model": body["model"]})

@@ -53,7 +53,7 @@ def test_a_snippet_finds_what_the_instruction_asks_for(preamble, heading, tmp_pa
         given = {**preamble, **instructed}
         exec(compile(code, heading, "exec"), given)
         scores = model.similarity(given["query"], given["vectors"])[0].tolist()
-        nearest = sorted(passages, key=lambda text: -scores[passages.index(text)])[:2]  # noqa: B023
+        nearest = sorted(passages, key=lambda text: -scores[passages.index(text)])[:2]
         assert capsys.readouterr().out == f"{nearest}\n"
         assert nearest[0] == passages[0 if instructed else 1]
         if "server" in given:

@@ -151,6 +151,12 @@ def answering(text, status=200):
     return Starlette(routes=[Route("/v1/embeddings", answer, methods=["POST"])])
 
 
+def test_a_server_that_refuses_long_texts_may_be_right(tiny):
+    server = plain_server(SentenceTransformer(tiny), most_words=300)
+    status, out, err = verify(server, tiny, "--only", "plain")
+    assert status == 0, out + err
+
+
 @pytest.mark.parametrize(
     ("app", "message"),
     [
@@ -168,7 +174,12 @@ def test_what_is_no_server_of_embeddings_is_one_line(tiny, app, message):
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("http://127.0.0.1:9/v1", "no server answers"), ("127.0.0.1:8000", "expected the address"), ("http://[", "")],
+    [
+        ("http://127.0.0.1:9/v1", "no server answers"),
+        ("127.0.0.1:8000", "expected the address"),
+        ("http://[", "this is no address"),
+        ("http://a b:80", ""),
+    ],
 )
 def test_no_server_is_one_line(tiny, url, message):
     status, _, err = call("inf-embed", "verify", url, "--model", tiny)

@@ -18,6 +18,7 @@ from pydantic_core import to_json
 from sentence_transformers import SentenceTransformer
 from starlette.exceptions import HTTPException
 
+from sentence_transformers_inf.modules import BrokenModelError
 from sentence_transformers_inf.serving.batching import Batcher, Encoded, QueueFullError
 
 _Result = TypeVar("_Result")
@@ -146,6 +147,8 @@ def create_app(model: SentenceTransformer, name: str, max_waiting: int = MAX_WAI
             encoded = await _unless_gone(request, batcher.encode(inputs, is_query))
         except QueueFullError as error:
             raise RequestError("too many texts are waiting; try again later", status=503) from error
+        except BrokenModelError as error:
+            raise RequestError(str(error), status=500) from error
         if encoded is None:
             return metrics.failed(499, "the client has gone")
         metrics.requests.labels(200).inc()
@@ -187,7 +190,7 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:  # the server logs the traceback
-        return metrics.failed(500, f"the server failed: {error}")
+        return metrics.failed(500, "the server failed; its log says why")
 
 
 def _describe(errors: list[dict[str, Any]]) -> tuple[str, str | None]:
