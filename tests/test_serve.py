@@ -244,6 +244,7 @@ def test_a_broken_model_is_an_error_and_no_embedding(tiny):
             assert "not finite" in answer["error"]["message"]
 
 
+@pytest.mark.slow
 def test_the_command_answers_what_is_under_way_before_it_stops(tiny):
     words = [sys.executable, "-m", "sentence_transformers_inf.cli", "serve", tiny, "--port", "0"]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ)
