@@ -266,7 +266,7 @@ def test_the_command_answers_what_is_under_way_before_it_stops(tiny):
         server.kill()
 
 
-def test_a_busy_port_and_a_model_that_is_not_there_are_one_line(tiny, tmp_path):
+def test_what_cannot_start_is_one_line(tiny, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         status, _, err = call("inf-embed", "serve", tiny, "--port", port)
@@ -276,3 +276,5 @@ def test_a_busy_port_and_a_model_that_is_not_there_are_one_line(tiny, tmp_path):
     assert status == 2
     assert "no such model folder" in error_line(err)
     assert call("inf-embed", "serve", tiny, "--host", "no.such.host.invalid")[0] == 2
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert "pip install 'sentence-transformers-inf[serve]'" in error_line(call("inf-embed", "serve", tiny)[2])

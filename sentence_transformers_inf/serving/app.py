@@ -87,10 +87,10 @@ def read_inputs(body: EmbeddingRequest) -> tuple[list[Any], bool]:
         if told:
             raise RequestError(f"{told[0]}: passages take none; leave it out, or say input_type query", told[0])
         return texts, False
-    inputs = [
-        {"query": text, "instruction": instruction or ""} | ({} if exclude is None else {"exclude": exclude})
-        for text, instruction, exclude in zip(texts, *given.values())
-    ]
+    inputs: list[Any] = []
+    for text, instruction, exclude in zip(texts, *given.values()):
+        item = {"query": text, "instruction": instruction or ""} | ({} if exclude is None else {"exclude": exclude})
+        inputs.append(item if item["instruction"].strip() or exclude is not None else text)
     return inputs, True
 
 
