@@ -22,6 +22,7 @@ EXTRAS = {
     "llm": ("xllamacpp",),
     "scale": ("datatrove", "ray"),
     "playground": ("gradio",),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
 }
 """The modules of each extra, as pyproject.toml has it."""
 
