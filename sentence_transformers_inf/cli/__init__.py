@@ -1,8 +1,8 @@
-"""The command ``inf-embed``: train, evaluate, search, demo. The only place of the plugin that parses or prints."""
+"""The command ``inf-embed``: train, evaluate, search, export, demo. The only place of the plugin that parses or prints."""
 
 import typer
 
-from sentence_transformers_inf.cli import demo, evaluate, hub, search, train
+from sentence_transformers_inf.cli import demo, evaluate, export, hub, search, train
 from sentence_transformers_inf.cli.errors import run
 
 app = typer.Typer(
@@ -12,7 +12,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings=train.CONTEXT, add_help_option=False)(train.train)
-for command in (hub.push, hub.card, evaluate.evaluate, train.ablate, search.search, search.passages, demo.demo):
+for command in (
+    hub.push,
+    hub.card,
+    evaluate.evaluate,
+    train.ablate,
+    search.search,
+    search.passages,
+    export.export,
+    demo.demo,
+):
     app.command()(command)
 
 
