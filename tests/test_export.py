@@ -125,7 +125,7 @@ def run_alone(*folders):
 
 
 def test_exports_of_every_form_embed_as_the_model_where_this_package_is_not(models, tmp_path):
-    made = [(form, "merged") for form in FORMS] + [("lora", "onnx"), ("two encoders", "openvino")]
+    made = [(form, "merged") for form in FORMS] + [("lora", "onnx")]
     folders = {}
     for form, format in made:
         folder = folders[form, format] = tmp_path / f"{form}-{format}".replace(" ", "-")

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def save_graph(encoder: SentenceTransformer, folder: Path, backend: str, quantiz
     Path(folder, transformer.config_file_name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     path = folder / GRAPHS[backend]
     path.parent.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own code
+        _save(encoder, path, backend, quantize)
+
+
+def _save(encoder: SentenceTransformer, path: Path, backend: str, quantize: bool) -> None:
     program = _trace(encoder)
     if backend == "openvino":
         openvino = import_openvino()

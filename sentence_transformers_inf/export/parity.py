@@ -43,7 +43,7 @@ def parity_inputs() -> tuple[dict[str, list[Any]], list[str]]:
     texts = distinct_passages([records])
     odd = ["", " ".join(texts[:20]), "Почему небо голубое? 空はなぜ青いのか"]
     queries = [*records["query_positive"][:30], odd[0], odd[2]]
-    instructions = [*records["instruction_positive"][:29], odd[1], records["instruction_positive"][30], odd[2]]
+    instructions = [*records["instruction_positive"][:31], odd[2]]
     told = [{"query": query, "instruction": instruction} for query, instruction in zip(queries, instructions)]
     plain = [*records["query_positive"][30:39], *odd]
     return {"instructed_queries": told, "plain_queries": plain, "passages": [*texts[:17], *odd]}, texts
