@@ -138,7 +138,7 @@ def test_exports_of_every_form_embed_as_the_model_where_this_package_is_not(mode
         model = load_instruction_model(models[form])
         ours = model.encode_query([{**TOLD, "exclude": None}])
         passage = model.encode_document([PASSAGE])
-        assert found[str(folder)]["score"] == pytest.approx(float(ours @ passage.T), abs=1e-4)
+        assert found[str(folder)]["score"] == pytest.approx((ours @ passage.T).item(), abs=1e-4)
         if "query" in found[str(folder)]:
             np.testing.assert_allclose(found[str(folder)]["query"], ours, atol=1e-5)
             np.testing.assert_allclose(found[str(folder)]["document"], passage, atol=1e-5)
