@@ -122,10 +122,10 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def _quantize(source: Path, target: Path) -> None:
-    """Turn the linear layers of a graph to int8: weights and activations in blocks of 32, each with a scale of its own.
+    """Turn the linear layers of a graph to int8: weights and activations in blocks of 128, each with a scale of its own.
 
-    One scale for a whole tensor (``quantize_dynamic``) is no better in time and keeps 0.92 of the first ten passages of
-    all-MiniLM-L6-v2, this 0.98.
+    With one scale for a whole activation (``quantize_dynamic``) batches are faster, but of the first ten passages of
+    all-MiniLM-L6-v2 0.92 are the same, and with this 0.97.
     """
     root, quiet = logging.getLogger(), logging.NullHandler()
     root.addHandler(quiet)  # the import sets up logging at INFO where there is no handler
@@ -134,6 +134,6 @@ def _quantize(source: Path, target: Path) -> None:
     finally:
         root.removeHandler(quiet)
     logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-    quantizer = MatMulNBitsQuantizer(str(source), bits=8, block_size=32, is_symmetric=True, accuracy_level=4)
+    quantizer = MatMulNBitsQuantizer(str(source), bits=8, block_size=128, is_symmetric=True, accuracy_level=4)
     quantizer.process()
     quantizer.model.save_model_to_file(str(target), False)
