@@ -121,7 +121,8 @@ def _write(model: SentenceTransformer, name: str | Path, folder: Path, format: s
     if format == "vllm" and has_lora(transformer):
         settings["vllm"] = save_lora(transformer, folder / "query")
         encoder_of_kind = {"instructed_queries": "query"}  # the rest is the base, which vLLM loads by its name
-        exported = _encode_lora(model, with_saved_lora(encoders["query"], folder / "query", settings["vllm"]))
+        with_lora = with_saved_lora(encoders["query"], transformer, folder / "query", settings["vllm"]["architecture"])
+        exported = _encode_lora(model, with_lora)
     elif format in GRAPHS:
         for part, encoder in encoders.items():
             (folder / part).mkdir()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from sentence_transformers_inf.modules.lora import ADAPTER_NAME, lora_base, lora_rank
@@ -72,24 +72,23 @@ def save_lora(transformer: Any, folder: Path) -> dict[str, Any]:
     return {"base": base, "revision": revision, "max_lora_rank": limit, "architecture": ARCHITECTURES[kind]}
 
 
-def with_saved_lora(encoder: SentenceTransformer, folder: Path, place: dict[str, Any]) -> SentenceTransformer:
+def with_saved_lora(encoder: SentenceTransformer, transformer: Any, folder: Path, architecture: str) -> SentenceTransformer:
     """An encoder whose LoRA is read from :func:`save_lora`'s folder onto the class that vLLM loads, for the parity check.
 
     Args:
-        encoder: The base; its modules after the transformer are shared, its weights copied.
-        folder: The LoRA.
-        place: What :func:`save_lora` returned.
+        encoder: With the LoRA merged; it is copied.
+        transformer: Its first module, with the LoRA beside the weights.
+        folder: Where :func:`save_lora` saved that.
+        architecture: As :func:`save_lora` says.
     """
-    import copy
-
     from peft import PeftModel
 
-    causal = not place["architecture"].endswith("Model")
-    transformer: Any = copy.deepcopy(encoder[0])
-    whole: Any = (AutoModelForCausalLM if causal else AutoModel).from_config(transformer.model.config)
-    backbone = whole.model if causal else whole
-    backbone.load_state_dict(transformer.model.state_dict())
-    whole = PeftModel.from_pretrained(whole.to(transformer.model.dtype), str(folder), adapter_name=ADAPTER_NAME)
-    transformer.model = whole.base_model.model.model if causal else whole.base_model.model
-    modules: list[nn.Module] = [transformer.eval(), *list(encoder)[1:]]
+    model = transformer.model
+    weights = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items() if "lora_" not in name}
+    causal = not architecture.endswith("Model")
+    whole: Any = (AutoModelForCausalLM if causal else AutoModel).from_config(model.config)
+    (whole.model if causal else whole).load_state_dict(weights)
+    whole = PeftModel.from_pretrained(whole.to(model.dtype), str(folder), adapter_name=ADAPTER_NAME).base_model.model
+    modules: list[Any] = copy.deepcopy(list(encoder))
+    modules[0].model = whole.model if causal else whole
     return SentenceTransformer(modules=modules, device="cpu").eval()
