@@ -195,7 +195,7 @@ def _encode_folders(folder: Path, encoder_of_kind: dict[str, str], join: Any) ->
 
 
 def _encode_lora(model: SentenceTransformer, instructed: SentenceTransformer) -> Encode:
-    join: Any = encoder_of(model)[0].join  # type: ignore[operator]
+    join: Any = encoder_of(model)[0].join
 
     def encode(kind: str, inputs: list[Any]) -> NDArray[np.float32]:
         if kind != KINDS[0]:

@@ -40,7 +40,7 @@ class ExportedTransformer(InstructionTransformer):
         backend: ``"onnx"`` or ``"openvino"``.
     """
 
-    def _load_model(  # type: ignore[override]
+    def _load_model(
         self, model_name_or_path: str, transformer_task: str, config: Any, backend: str, is_peft_model: bool, **kwargs: Any
     ) -> Graph:
         return Graph(Path(model_name_or_path, GRAPHS[backend]), backend, config)
