@@ -47,6 +47,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/diversity.py
 	$(BIN)/python benchmarks/builder.py
 	$(BIN)/python benchmarks/inf_ir.py

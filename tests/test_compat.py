@@ -5,7 +5,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from sentence_transformers_inf import load_instruction_model
-from sentence_transformers_inf.compat import HTTPError, attention_of
+from sentence_transformers_inf.compat import HTTPError, attention_of, import_openvino
 from tests.hub import connect
 
 NOWHERE = "http://127.0.0.1:9"
@@ -29,3 +29,8 @@ def test_transformers_keeps_the_attention_that_is_used_in_the_configuration(tiny
     assert attention_of(encoder) == attention, (
         "what set_attn_implementation sets is not where attention_of reads it any more"
     )
+
+
+def test_openvino_has_nobody_to_report_to():
+    reporting = import_openvino().tools.ovc.telemetry_utils.tm
+    assert reporting.__name__ == "openvino.tools.ovc.telemetry_stub", "importing OpenVINO sends an event to its maker again"

@@ -1,6 +1,6 @@
-"""The command ``inf-embed``: train, evaluate, search, serve, demo. The only place of the plugin that parses or prints."""
+"""The command ``inf-embed``: train, evaluate, search, export, serve, demo. The only place of the plugin that parses or prints."""
 
-from sentence_transformers_inf.cli import demo, evaluate, hub, playground, search, serve, train, verify
+from sentence_transformers_inf.cli import demo, evaluate, export, hub, playground, search, serve, train, verify
 from sentence_transformers_inf.cli.errors import application, run
 
 app = application("Train, measure and use embedding models that obey instructions.", "inf-embed")
@@ -12,6 +12,7 @@ for command in (
     train.ablate,
     search.search,
     search.passages,
+    export.export,
     demo.demo,
     playground.playground,
     playground.space,

@@ -22,6 +22,8 @@ EXTRAS = {
     "llm": ("xllamacpp",),
     "scale": ("datatrove", "ray"),
     "playground": ("gradio",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
 }
 """The modules of each extra, as pyproject.toml has it."""

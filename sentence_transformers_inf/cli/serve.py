@@ -6,7 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.tables import print_line
+from sentence_transformers_inf.cli.checks import need
+from sentence_transformers_inf.cli.display import print_line, quiet
 
 BUNDLED_NAME = "all-MiniLM-L6-v2-inf"
 """What the shipped adapter is called, which has no name of its own."""
@@ -22,13 +23,13 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.", min=0, max=65535)] = 8000,
 ) -> None:
     """Serve a model over HTTP: OpenAI's /v1/embeddings, with an instruction per request or per text."""
-    try:
-        import uvicorn
+    for module in ("fastapi", "prometheus_client", "uvicorn"):
+        need("serving", module)
+    quiet()
+    import uvicorn
 
-        from sentence_transformers_inf.serving.app import create_app
-    except ImportError as error:
-        raise ImportError(f"serving needs FastAPI: pip install 'sentence-transformers-inf[serve]' ({error})") from error
     from sentence_transformers_inf.modules import load_instruction_model
+    from sentence_transformers_inf.serving.app import create_app
 
     listener = _bind(host, port)
     loaded = load_instruction_model(model)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.table import Table
 
-from sentence_transformers_inf.cli.tables import console, print_line
+from sentence_transformers_inf.cli.checks import server
+from sentence_transformers_inf.cli.display import Table, print_line, quiet
 
 
 class Kind(str, Enum):
@@ -18,7 +18,9 @@ class Kind(str, Enum):
 
 
 def verify(
-    url: Annotated[str, typer.Argument(help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1.")],
+    url: Annotated[
+        str, typer.Argument(help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1.", callback=server)
+    ],
     model: Annotated[
         Optional[str],
         typer.Option(help="What it should serve: a Hub id or a folder. Default: the adapter that the package ships."),
@@ -31,7 +33,7 @@ def verify(
     ] = None,
     corpus: Annotated[
         Optional[str],
-        typer.Option(help="The passages of --index, in its order: a .txt, .jsonl or .parquet file, or 'mini'."),
+        typer.Option(help="The passages of --index, in its order: a .txt, .jsonl, .csv, .tsv or .parquet file, or 'mini'."),
     ] = None,
     served_as: Annotated[
         Optional[str], typer.Option(help="What the server calls the model. Default: the first that it lists.")
@@ -42,6 +44,7 @@ def verify(
     from sentence_transformers_inf.search import read_index, read_passages
     from sentence_transformers_inf.serving.verify import Endpoint, verify_endpoint, verify_index
 
+    quiet()
     if (index is None) != (corpus is None):
         raise ValueError("--index and --corpus go together: give both")
     if index is not None and index.suffix not in (".npy", ".npz"):
@@ -55,12 +58,10 @@ def verify(
         vectors = read_index(index, len(passages), int(loaded.get_embedding_dimension() or 0))
         compared.append(verify_index(index, vectors, loaded, passages))
     compared.extend(verify_endpoint(endpoint, loaded, plain=only != Kind.INSTRUCTED, told=only != Kind.PLAIN))
-    table = Table(title=f"{url} against the model", title_justify="left")
-    for column in ("", "contract", "largest difference", "top-10 overlap"):
-        table.add_column(column)
+    table = Table("", "contract", ">largest difference", ">top-10 overlap", title=f"{url} against the model")
     for row in compared:
-        table.add_row(row.what, row.contract, f"{row.difference:.1e}", f"{row.overlap:.3f}")
-    console.print(table)
+        table.add(row.what, row.contract, f"{row.difference:.1e}", f"{row.overlap:.3f}")
+    table.print()
     for row in compared:
         for finding in row.findings:
             print_line(f"{row.what}: {finding}")

@@ -106,7 +106,7 @@ class InstructionRouter(Router):
         if "routes" not in features:
             features = {key: value for key, value in features.items() if key not in TEXT_KEYS}
             return super().forward(features, task=features.get("task") or task, **kwargs)
-        device = next(self.parameters()).device
+        device = next(self.parameters(), torch.empty(0)).device  # an exported encoder has no parameters
         rows = torch.tensor([row for rows, _ in features["routes"] for row in rows], device=device)
         embeddings = []
         for _, part in features["routes"]:

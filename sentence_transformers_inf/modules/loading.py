@@ -20,6 +20,7 @@ from transformers.utils import is_peft_available
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE, check_base, detach_adapter, is_adapter
 from sentence_transformers_inf.modules.exclusions import compose_exclusions
+from sentence_transformers_inf.modules.exported import read_exported
 from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 from sentence_transformers_inf.modules.instruction_router import (
     InstructionRouter,
@@ -55,6 +56,7 @@ def load_instruction_model(
     interaction: str | None = None,
     find_exclusions: bool | None = None,
     base: str | Path | SentenceTransformer | None = None,
+    backend: str = "torch",
     **kwargs: Any,
 ) -> SentenceTransformer:
     """An instruction-aware SentenceTransformer from any SentenceTransformer; pooling and normalisation stay as they are.
@@ -77,6 +79,7 @@ def load_instruction_model(
             joined string is in other programs. ``None``: as saved with the model; adapters do, other models do not.
         base: For an adapter: the base model, where it is not to be found under the name that the adapter states, or is
             loaded already; a loaded one is shared and stays as it is.
+        backend: ``"onnx"`` or ``"openvino"``, where ``model`` is a folder that ``inf-embed export`` wrote in that format.
         **kwargs: For ``SentenceTransformer``, when ``model`` is an id or a folder (``device``, ``revision``, ...).
 
     Returns:
@@ -85,6 +88,7 @@ def load_instruction_model(
         passages should not be about.
 
     Raises:
+        ImportError: The backend, or PEFT for a LoRA, is not installed.
         OSError: No model at that path or id.
         ValueError: The template lacks a field, the model does not begin with a Transformer module, or, for attention, has no
             pooling after it; or the adapter was made for another base model.
@@ -95,7 +99,11 @@ def load_instruction_model(
         (384,)
     """
     check_settings(template, max_query_length, interaction)
-    if not isinstance(model, SentenceTransformer):
+    if backend != "torch":
+        if not isinstance(model, (str, Path)) or base is not None or kwargs:
+            raise ValueError(f"backend={backend!r} takes a folder that inf-embed export wrote, and no base or other option")
+        model = read_exported(model, backend)
+    elif not isinstance(model, SentenceTransformer):
         model = read_model(str(BUNDLED_ADAPTER if model is None else model), base, **kwargs)
     encoder = encoder_of(model)
     take_instructions(encoder, template, max_query_length, interaction)
