@@ -1,4 +1,4 @@
-"""The command ``inf-embed``: train, evaluate, search, export, serve, demo. The only place of the plugin that parses or prints."""
+"""The command ``inf-embed``: its commands, one file each. The only place of the plugin that parses or prints."""
 
 from sentence_transformers_inf.cli import demo, evaluate, export, hub, playground, search, serve, train, verify
 from sentence_transformers_inf.cli.errors import application, run
