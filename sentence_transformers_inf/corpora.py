@@ -20,13 +20,13 @@ from sentence_transformers_inf.records import (
     PASSAGE_COLUMNS,
     REQUIRED_COLUMNS,
     ROW_COLUMNS,
-    TRIPLES,
     RecordError,
     checked,
     columns_of,
     load_records,
     read_source,
     record_splits,
+    triples_of,
     with_source,
 )
 
@@ -105,7 +105,7 @@ def load_training_data(source: str | Path, limit: int | None = None) -> tuple[Da
 def _rows_of_records(records: Dataset) -> Iterator[dict[str, str | None]]:
     document, first, _ = PASSAGE_COLUMNS
     for record in records:
-        for (query, instruction, passage), negative in zip(TRIPLES, (first, document, document)):
+        for (query, instruction, passage), negative in zip(triples_of(record), (first, document, document)):
             yield dict(zip(ROW_COLUMNS, (record[instruction], record[query], record[passage], record[negative])))
 
 
