@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 
-from dataset_builder.sources import read_csv
-from sentence_transformers_inf.records import read_json_lines
+from sentence_transformers_inf.reading import read_table
 
 _RESAMPLES = 1000
 
@@ -33,7 +32,10 @@ class Agreement:
 
 
 def read_labels(path: Path) -> dict[str, dict[str, str]]:
-    """Labels by annotator and item, from a CSV or JSONL file with the columns item, annotator and label.
+    """Labels by annotator and item, from a table with the columns item, annotator and label.
+
+    Args:
+        path: As for :func:`~sentence_transformers_inf.reading.read_table`.
 
     Raises:
         ValueError: A column or value is missing, or an annotator labelled an item twice, differently.
@@ -42,16 +44,16 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     labels: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(read_csv(path) if path.suffix == ".csv" else read_json_lines(path), start=1):
+    for where, row in read_table(path):
         values = []
         for column in ("item", "annotator", "label"):
             value = row.get(column)
             if value is None or not str(value).strip():
-                raise ValueError(f"{path}, row {number}: the column {column!r} is missing or empty")
+                raise ValueError(f"{where}: the column {column!r} is missing or empty")
             values.append(str(value).strip())
         item, annotator, label = values
         if labels.setdefault(annotator, {}).setdefault(item, label) != label:
-            raise ValueError(f"{path}, row {number}: {annotator!r} labelled {item!r} twice, differently")
+            raise ValueError(f"{where}: {annotator!r} labelled {item!r} twice, differently")
     if not labels:
         raise ValueError(f"{path}: there are no labels in it")
     return labels

@@ -1,6 +1,5 @@
 """Is a corpus fit to publish? Schema, duplicates, leakage, overlap of splits, and texts of evaluation sets."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from dataset_builder.quality import Duplicates, normalised, runs, tuple_problem
+from sentence_transformers_inf.reading import format_of, is_table, read_lines, read_table
 
 NGRAM = 8
 """So many words in a row in common with an evaluation set count as contamination; see
@@ -78,8 +78,8 @@ def read_evaluation_texts(sources: Sequence[str]) -> list[str]:
     """Queries and instructions of evaluation sets.
 
     Args:
-        sources: Names of MTEB tasks or benchmarks (extra ``eval``), or files: ``.txt`` with a text a line, ``.jsonl`` of
-            which every string is read.
+        sources: Names of MTEB tasks or benchmarks (extra ``eval``), or files: ``.txt`` with a text a line, or a
+            table (:func:`~sentence_transformers_inf.reading.read_table`) of which every string is read.
 
     Raises:
         ValueError: No such task, benchmark or file.
@@ -87,11 +87,10 @@ def read_evaluation_texts(sources: Sequence[str]) -> list[str]:
     texts: list[str] = []
     for source in sources:
         path = Path(source)
-        if path.suffix in (".txt", ".jsonl"):
-            if not path.is_file():
-                raise FileNotFoundError(f"{source}: no such file")
-            for line in filter(str.strip, path.read_text(encoding="utf-8").split("\n")):
-                texts += _strings(json.loads(line)) if path.suffix == ".jsonl" else [line.strip()]
+        if format_of(path) == ".txt":
+            texts += [line.strip() for _, line in read_lines(path) if line.strip()]
+        elif is_table(path):
+            texts += [text for _, row in read_table(path) for text in _strings(row)]
         else:
             texts += _mteb_texts(source)
     return texts

@@ -20,6 +20,7 @@ from dataset_builder.language_model import OPENAI_URL, LanguageModel, Limits, Li
 from dataset_builder.ledger import Ledger
 from dataset_builder.prices import Prices
 from dataset_builder.run import asker, run_sync
+from sentence_transformers_inf.reading import read_json_lines
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
 
 RELEVANCE_QUESTION = (
@@ -145,8 +146,8 @@ def _add_labels(path: Path, annotator: str, answers: dict[str, list[str]]) -> No
     """Write an annotator's labels into a file, in the place of earlier ones of the same annotator."""
     lines = []
     if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            lines = [line for line in file if line.strip() and json.loads(line).get("annotator") != annotator]
+        rows = [row for _, row in read_json_lines(path) if row.get("annotator") != annotator]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     items = [(f"{name}/{row}", label) for name, found in answers.items() for row, label in enumerate(found)]
     lines += [json.dumps({"item": item, "annotator": annotator, "label": label}) + "\n" for item, label in items]
     write_text(path, "".join(lines))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from sentence_transformers_inf.reading import read_json
+
 
 class Prices:
     """US dollars per million tokens, by model.
@@ -30,8 +32,8 @@ class Prices:
         models = table["models"]
         if file is not None:
             try:
-                models |= json.loads(file.read_text(encoding="utf-8"))["models"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                models |= read_json(file)["models"]
+            except (KeyError, TypeError) as error:
                 raise ValueError(f"{file}: expected JSON with 'models': {{name: [input, output]}}, got {error!r}") from error
         for item in overrides:
             name, _, price = item.rpartition("=")

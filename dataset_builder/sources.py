@@ -1,6 +1,5 @@
 """Where query-passage pairs come from: MS MARCO, any Hub dataset, a BEIR folder, or a file. Everything streams."""
 
-import csv
 import random
 import sqlite3
 from collections.abc import Iterator
@@ -10,12 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers_inf.records import read_json_lines
+from sentence_transformers_inf.reading import find_file, is_table, read_beir_texts, read_qrels, read_table
 
 MS_MARCO = "microsoft/ms_marco"
 """Hub id of MS MARCO; its configuration ``v2.1`` is read, and of each query the passages with ``is_selected``."""
-
-_FILES = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,9 @@ def read_pairs(
 
     Args:
         source: ``microsoft/ms_marco``, the id of a Hub dataset with a query and a passage column, a BEIR folder
-            (``queries.jsonl``, ``corpus.jsonl`` and ``qrels.tsv`` or ``qrels/SPLIT.tsv``), or a ``.jsonl``, ``.csv`` or
-            ``.parquet`` file of pairs. A column ``id``, if there is one, names the pairs; else their row does.
+            (``queries.jsonl``, ``corpus.jsonl`` and ``qrels.tsv`` or ``qrels/SPLIT.tsv``), or a table of pairs
+            (:func:`~sentence_transformers_inf.reading.read_table`). A column ``id``, if there is one, names the pairs; else
+            their row does.
         query_column, passage_column: Of a Hub dataset or a file.
         split: Of a Hub dataset or of a BEIR folder's qrels.
         limit: Read the first so many pairs only.
@@ -68,15 +66,14 @@ def _pairs(source: str | Path, query_column: str, passage_column: str, split: st
     if path.is_dir():
         return _beir(path, split)
     if path.is_file():
-        if path.suffix not in _FILES:
-            raise ValueError(f"{path}: expected {', '.join(_FILES)}, a BEIR folder or a Hub dataset id")
-        rows = {".jsonl": read_json_lines, ".csv": read_csv, ".parquet": _parquet_rows}[path.suffix](path)
-        return _columns(rows, str(path), query_column, passage_column)
-    if path.suffix in _FILES or path.is_absolute() or str(source).count("/") != 1:
+        return _columns(read_table(path, ("id", query_column, passage_column)), query_column, passage_column)
+    if is_table(path) or path.is_absolute() or str(source).count("/") != 1:
         raise FileNotFoundError(f"{source}: no such file or folder")
     if str(source) == MS_MARCO:
         return _ms_marco(split)
-    return _columns(_hub_rows(str(source), None, split), str(source), query_column, passage_column)
+    rows = _hub_rows(str(source), None, split)
+    placed = ((f"{source}, row {number}", row) for number, row in enumerate(rows, start=1))
+    return _columns(placed, query_column, passage_column)
 
 
 def _sampled(pairs: Iterator[Pair], size: int, seed: int) -> Iterator[Pair]:
@@ -91,33 +88,16 @@ def _sampled(pairs: Iterator[Pair], size: int, seed: int) -> Iterator[Pair]:
     yield from (pair for _, pair in sorted(reservoir, key=lambda item: item[0]))
 
 
-def _columns(rows: Iterator[dict[str, Any]], name: str, query_column: str, passage_column: str) -> Iterator[Pair]:
-    for number, row in enumerate(rows, start=1):
+def _columns(rows: Iterator[tuple[str, dict[str, Any]]], query_column: str, passage_column: str) -> Iterator[Pair]:
+    for number, (where, row) in enumerate(rows, start=1):
         for column, option in ((query_column, "--query-column"), (passage_column, "--passage-column")):
             if column not in row:
                 others = ", ".join(map(str, row))
-                raise ValueError(f"{name}, row {number}: there is no column {column!r}; it has {others} (see {option})")
+                raise ValueError(f"{where}: there is no column {column!r}; it has {others} (see {option})")
             if not isinstance(row[column], str) or not row[column].strip():
-                raise ValueError(f"{name}, row {number}, column {column!r}: the text is missing or empty")
+                raise ValueError(f"{where}, column {column!r}: the text is missing or empty")
         identifier = number if row.get("id") is None else row["id"]
         yield Pair(str(identifier), row[query_column].strip(), row[passage_column].strip())
-
-
-def read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file with a header."""
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        yield from csv.DictReader(lines)
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: cannot be read as Parquet ({error})") from error
-    for batch in file.iter_batches(1000):
-        yield from batch.to_pylist()
 
 
 def _hub_rows(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
@@ -144,37 +124,23 @@ def _ms_marco(split: str) -> Iterator[Pair]:
 
 def _beir(folder: Path, split: str) -> Iterator[Pair]:
     """Pairs of a BEIR folder (Thakur et al. 2021): qrels with a positive score. The corpus is kept on disk."""
-    for name in ("queries.jsonl", "corpus.jsonl"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: a BEIR folder has {name}, and this one does not")
-    places = (folder / "qrels" / f"{split}.tsv", folder / "qrels.tsv", folder / f"qrels.{split}.tsv")
-    qrels = next((path for path in places if path.is_file()), None)
-    if qrels is None:
-        raise ValueError(f"{folder}: a BEIR folder has qrels/{split}.tsv or qrels.tsv, and this one does not")
+    names = [["queries.jsonl"], ["corpus.jsonl"], [f"qrels/{split}.tsv", "qrels.tsv", f"qrels.{split}.tsv"]]
+    paths = [find_file(folder, *of_one) for of_one in names]
+    if None in paths:
+        raise ValueError(f"{folder}: a BEIR folder has {' or '.join(names[paths.index(None)][:2])}, and this one does not")
+    queries, corpus, qrels = (path for path in paths if path is not None)
     with closing(sqlite3.connect("")) as texts:  # a temporary database on disk: a corpus may be larger than memory
         texts.execute("CREATE TABLE text (kind TEXT, id TEXT, text TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID")
-        for kind in ("queries", "corpus"):
-            path = folder / f"{kind}.jsonl"
-            for number, row in enumerate(read_json_lines(path), start=1):
-                if "_id" not in row or not isinstance(row.get("text"), str):
-                    raise ValueError(f"{path}, row {number}: expected the columns '_id' and 'text'")
-                text = f"{row.get('title') or ''} {row['text']}".strip()
-                texts.execute("INSERT OR REPLACE INTO text VALUES (?, ?, ?)", (kind, str(row["_id"]), text))
-        with qrels.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                cells = line.split()
-                if len(cells) == 4:  # TREC: query, 0, passage, score
-                    cells = [cells[0], cells[2], cells[3]]
-                if len(cells) != 3:
-                    raise ValueError(f"{qrels}, row {number}: expected query id, passage id and score")
-                if number == 1 and not cells[2].lstrip("-").isdigit():
-                    continue  # the header
-                if int(cells[2]) <= 0:
-                    continue
-                found = []
-                for kind, identifier in (("queries", cells[0]), ("corpus", cells[1])):
-                    row = texts.execute("SELECT text FROM text WHERE kind = ? AND id = ?", (kind, identifier)).fetchone()
-                    if row is None or not row[0]:
-                        raise ValueError(f"{qrels}, row {number}: {kind}.jsonl has no text for {identifier!r}")
-                    found.append(row[0])
-                yield Pair(f"{cells[0]}-{cells[1]}", *found)
+        for kind, path in (("queries", queries), ("corpus", corpus)):
+            rows = ((kind, identifier, text) for _, identifier, text in read_beir_texts(path))
+            texts.executemany("INSERT OR REPLACE INTO text VALUES (?, ?, ?)", rows)
+        for where, query, passage, score in read_qrels(qrels):
+            if score <= 0:
+                continue
+            pair = []
+            for kind, identifier in (("queries", query), ("corpus", passage)):
+                row = texts.execute("SELECT text FROM text WHERE kind = ? AND id = ?", (kind, identifier)).fetchone()
+                if row is None or not row[0]:
+                    raise ValueError(f"{where}: {kind}.jsonl has no text for {identifier!r}")
+                pair.append(row[0])
+            yield Pair(f"{query}-{passage}", *pair)

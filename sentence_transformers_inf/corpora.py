@@ -9,23 +9,24 @@ import functools
 import hashlib
 import importlib.util
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Dataset, Features, Value
 
+from sentence_transformers_inf.reading import RecordError
 from sentence_transformers_inf.records import (
     PASSAGE_COLUMNS,
     REQUIRED_COLUMNS,
     ROW_COLUMNS,
-    RecordError,
-    checked,
-    columns_of,
+    Rows,
     load_records,
-    read_source,
+    pairs_hint,
+    read_rows,
     record_splits,
+    records_digest,
+    to_record,
     triples_of,
     with_source,
 )
@@ -34,6 +35,9 @@ BUNDLED_BASE = "sentence-transformers/all-MiniLM-L6-v2"
 """What :func:`bundled_base` is called on the Hub."""
 
 _BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+HELD_OUT = 0.1
+"""The share of records that :func:`hold_out` takes."""
 
 _PROMPTRIEVER_COLUMNS = {"only_instruction", "only_query", "positive_passages"}
 _FOLLOWIR_COLUMNS = {"instruction", "query", "document", "label"}
@@ -57,22 +61,21 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
         RecordError: None of the known corpora, or no row with an instruction in it.
         FileNotFoundError: No such file, folder or Hub dataset.
     """
-    data, name = read_source(source, split, (), stream=limit is not None)
-    columns = columns_of(data)
+    name, rows = read_rows(source, split, stream=limit is not None)
+    where, first = next(rows, (name, {}))
+    rows, columns = itertools.chain([(where, first)] if first else [], rows), set(first)
     if set(REQUIRED_COLUMNS) <= columns:
-        if limit is not None:  # three rows each
-            data = Dataset.from_list(list(itertools.islice(data, math.ceil(limit / 3))))
-        rows = _rows_of_records(checked(data, name))
+        converted = _rows_of_records(rows)
     elif columns >= _PROMPTRIEVER_COLUMNS:
-        rows = _rows_of_promptriever(data)
+        converted = _rows_of_promptriever(rows)
     elif columns >= _FOLLOWIR_COLUMNS:
-        rows = _rows_of_followir(data)
+        converted = _rows_of_followir(rows)
     else:
         raise RecordError(
             f"{name}: neither InF-IR records nor Promptriever's nor FollowIR's training data; it has the columns "
-            f"{', '.join(sorted(columns))}"
+            f"{', '.join(sorted(columns))}{pairs_hint(first, name)}"
         )
-    found = list(itertools.islice(rows, limit))
+    found = list(itertools.islice(converted, limit))
     if not found:
         raise RecordError(f"{name}: there is no row with an instruction in it")
     features = Features({column: Value("string") for column in ROW_COLUMNS})
@@ -87,50 +90,92 @@ def load_training_data(source: str | Path, limit: int | None = None) -> tuple[Da
         limit: Train on the first so many records or rows only.
 
     Returns:
-        The split ``train``, or the only one; and the records of ``validation``, if there are any.
+        The split ``train``, or the only one; and the records of ``validation``, if there are any. Where the source has no
+        such split, :func:`hold_out` takes some of the records for it.
 
     Raises:
         RecordError, FileNotFoundError: As :func:`~sentence_transformers_inf.load_records` and :func:`load_rows` say.
     """
     splits = record_splits(source)
     split = "train" if "train" in splits else None
-    columns = columns_of(read_source(source, split, (), stream=True)[0])
+    columns = set(next(read_rows(source, split, stream=True)[1], ("", {}))[1])
     if columns >= _PROMPTRIEVER_COLUMNS or columns >= _FOLLOWIR_COLUMNS:
         return load_rows(source, split, limit), None
     records = load_records(source, split)
-    records = records if limit is None else records.select(range(min(limit, len(records))))
-    return records, load_records(source, "validation") if "validation" in splits else None
+    records, validation = (records, load_records(source, "validation")) if "validation" in splits else hold_out(records)
+    return records if limit is None else records.select(range(min(limit, len(records)))), validation
 
 
-def _rows_of_records(records: Dataset) -> Iterator[dict[str, str | None]]:
+def hold_out(records: Dataset) -> tuple[Dataset, Dataset | None]:
+    """Take a share of :data:`HELD_OUT` from records, to measure on.
+
+    A record's place depends on its ``query_positive`` alone, without case and spacing: records of one query stay together,
+    and none moves when others are added. If no record falls into the share, the nearest one is taken.
+
+    Returns:
+        The others, and those taken; ``None`` where all records have one query.
+    """
+    places = [_place(query) for query in records["query_positive"]]
+    if len(set(places)) < 2:
+        return records, None
+    limit = HELD_OUT if min(places) <= HELD_OUT < max(places) else min(places)
+    taken = [row for row, place in enumerate(places) if place <= limit]
+    return records.select(sorted(set(range(len(records))) - set(taken))), records.select(taken)
+
+
+def _place(query: str) -> float:
+    """A number from 0 to 1."""
+    digest = hashlib.sha256(" ".join(query.casefold().split()).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def was_trained_on(recipe: dict[str, Any] | None, records: Dataset) -> bool:
+    """Whether a model's recipe says that it was trained on these records, or on the first of them."""
+    count = (recipe or {}).get("records", 0)
+    return 0 < count <= len(records) and (recipe or {}).get("records_sha256") == records_digest(records.select(range(count)))
+
+
+def _rows_of_records(rows: Rows) -> Iterator[dict[str, str | None]]:
     document, first, _ = PASSAGE_COLUMNS
-    for record in records:
+    for where, row in rows:
+        record = to_record(row, where)
         for (query, instruction, passage), negative in zip(triples_of(record), (first, document, document)):
             yield dict(zip(ROW_COLUMNS, (record[instruction], record[query], record[passage], record[negative])))
 
 
-def _rows_of_promptriever(data: Dataset | IterableDataset) -> Iterator[dict[str, str | None]]:
-    def text(passage: dict[str, Any]) -> str:
+def _rows_of_promptriever(rows: Rows) -> Iterator[dict[str, str | None]]:
+    def text(passage: Any, where: str) -> str:
+        if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
+            raise RecordError(f"{where}: a passage has no text")
         title = passage.get("title") or ""
         return f"{title} {passage['text']}" if title.strip(" -") else passage["text"]
 
-    for example in data:
-        if example["has_instruction"] and example["only_instruction"] and example["positive_passages"]:
-            negatives = [*(example["new_negatives"] or ()), *(example["negative_passages"] or ())]
-            values = (text(example["positive_passages"][0]), text(negatives[0]) if negatives else None)
-            yield dict(zip(ROW_COLUMNS, (example["only_instruction"], example["only_query"], *values)))
+    for where, row in rows:
+        instruction, passages = row["only_instruction"], row["positive_passages"]
+        if row.get("has_instruction", True) and instruction and passages:
+            _check_texts(row, ("only_instruction", "only_query"), where)
+            negatives = [*(row.get("new_negatives") or ()), *(row.get("negative_passages") or ())]
+            negative = text(negatives[0], where) if negatives else None
+            yield dict(zip(ROW_COLUMNS, (instruction, row["only_query"], text(next(iter(passages)), where), negative)))
 
 
-def _rows_of_followir(data: Dataset | IterableDataset) -> Iterator[dict[str, str | None]]:
+def _rows_of_followir(rows: Rows) -> Iterator[dict[str, str | None]]:
     """Relevant documents of an instructed query, each with the next of its irrelevant ones."""
     groups: dict[tuple[str, str], tuple[list[str], list[str | None]]] = {}
-    for example in data:
-        relevant = str(example["label"]).strip().lower() in ("true", "1", "1.0")
-        of_query = groups.setdefault((example["instruction"], example["query"]), ([], []))
-        (of_query[0] if relevant else of_query[1]).append(example["document"])
+    for where, row in rows:
+        _check_texts(row, ("instruction", "query", "document"), where)
+        relevant = str(row.get("label")).strip().lower() in ("true", "1", "1.0")
+        of_query = groups.setdefault((row["instruction"], row["query"]), ([], []))
+        (of_query[0] if relevant else of_query[1]).append(row["document"])
     for (instruction, query), (relevant_ones, others) in groups.items():
         for passage, negative in zip(relevant_ones, others + [None] * len(relevant_ones)):
             yield dict(zip(ROW_COLUMNS, (instruction, query, passage, negative)))
+
+
+def _check_texts(row: dict[str, Any], columns: tuple[str, ...], where: str) -> None:
+    for column in columns:
+        if not isinstance(row.get(column), str):
+            raise RecordError(f"{where}, column {column!r}: expected text, got {type(row.get(column)).__name__}")
 
 
 @functools.cache

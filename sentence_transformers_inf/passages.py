@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from sentence_transformers_inf.modules.fingerprint import embedding_settings, fingerprint
-from sentence_transformers_inf.records import PASSAGE_COLUMNS, read_source, record_splits
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, read_rows, record_splits
 
 _BLOCK = 1024
 """Passages encoded between two notes of how far it is."""
@@ -103,16 +103,29 @@ def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDAr
                 f"got the shape {vectors.shape}"
             )
     else:
-        data, _ = read_source(source, record_splits(source)[0], ())
-        for column in ("text", "embedding"):
-            if column not in data.column_names:
-                raise ValueError(f"{source}: the column {column!r} is missing; it has {', '.join(data.column_names)}")
-        row_of = {text: row for row, text in enumerate(data["text"])}
-        if missing := next((passage for passage in passages if passage not in row_of), None):
-            raise ValueError(f"{source}: there is no embedding of the passage {missing[:60]!r}")
-        chosen = data.select([row_of[passage] for passage in passages]).with_format("numpy")
-        vectors = np.stack(chosen["embedding"][:]).astype(np.float32)
+        vectors = _read_embeddings(source, passages)
     for start in range(0, len(vectors), 65_536):
         if not np.isfinite(vectors[start : start + 65_536]).all():
             raise ValueError(f"{source}: there are values that are not finite numbers")
+    return vectors
+
+
+def _read_embeddings(source: str | Path, passages: Sequence[str]) -> NDArray[np.float32]:
+    """The embeddings (N×d) of passages in a table with the columns ``text`` and ``embedding``."""
+    missing = {passage: row for row, passage in enumerate(passages)}
+    vectors = np.empty((len(passages), 0), np.float32)
+    for where, row in read_rows(source, record_splits(source)[0], stream=True)[1]:
+        for column in ("text", "embedding"):
+            if column not in row:
+                raise ValueError(f"{source}: the column {column!r} is missing; it has {', '.join(row)}")
+        if row["text"] not in missing:
+            continue
+        vector = np.asarray(row["embedding"])
+        if vector.ndim != 1 or vector.dtype.kind not in "fiu" or (vectors.shape[1] and len(vector) != vectors.shape[1]):
+            raise ValueError(f"{where}, column 'embedding': expected as many numbers as in the other rows")
+        if not vectors.shape[1]:
+            vectors = np.empty((len(passages), len(vector)), np.float32)
+        vectors[missing.pop(row["text"])] = vector
+    if missing:
+        raise ValueError(f"{source}: there is no embedding of the passage {next(iter(missing))[:60]!r}")
     return vectors

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from sentence_transformers_inf.reading import RecordError, read_text
+
 RECIPE_FILE = "recipe.json"
 """The recipe's file in the output folder of a run; ``"finished": true`` once the model is saved beside it."""
 
@@ -49,8 +51,10 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
+        settings = yaml.load(read_text(path), _Loader)
+    except RecordError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected names and their values, as num_train_epochs: 2")

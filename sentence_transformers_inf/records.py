@@ -4,21 +4,36 @@ A record is three aligned rows, (q+, I+, d+), (q+, I-, d1) and (q-, I+, d2), eac
 (Zhuang et al. 2025, arXiv:2505.21439, §3). Column names are those of the published dataset, ``InF-IR/InF-IR``.
 """
 
+import hashlib
 import importlib.resources
 import json
+import re
+import shlex
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import pyarrow.parquet
-from datasets import Dataset, Features, IterableDataset, Value, get_dataset_split_names, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+import pyarrow
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    Value,
+    get_dataset_split_names,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from sentence_transformers_inf.compat import HTTPError
+from sentence_transformers_inf.reading import COMPRESSIONS, FORMATS, RecordError, find_file, format_of, is_table, read_table
 
 QUERY_COLUMNS = ("query_positive", "query_negative")
 INSTRUCTION_COLUMNS = ("instruction_positive", "instruction_negative")
@@ -64,27 +79,35 @@ ROW_COLUMNS = ("instruction", "query", "passage", "negative")
 _AT = " @ "
 """Between a source and its revision."""
 
+_QUERY_NAMES, _PASSAGE_NAMES = ("query", "question", "anchor"), ("passage", "document", "positive", "answer", "text")
+"""What the columns of pairs are called, here and there."""
+
+_A_PAIR = {"query": "", "passage": ""}
+
+Part: TypeAlias = list[Path] | Dataset
+"""A split of a source: its files, or a dataset that is there as one."""
+
+Rows: TypeAlias = Iterator[tuple[str, dict[str, Any]]]
+"""Rows with their places."""
+
 
 def triples_of(record: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
     """The rows that a record has: :data:`TRIPLES`, or the first two of them where there is no twin query."""
     return TRIPLES if record[TWIN_QUERY_COLUMNS[0]] is not None else TRIPLES[:2]
 
 
-class RecordError(ValueError):
-    """Data that are not InF-IR records; the message names the source, the row and the column."""
-
-
 def load_records(source: str | Path, split: str | None = None) -> Dataset:
     """Read InF-IR records and check every one.
 
     Args:
-        source: ``"mini"`` (the bundled corpus), a ``.jsonl`` or ``.parquet`` file, a folder of such files named after
-            their splits (``train.jsonl``, ``train-00000-of-00002.parquet``), or the id of a dataset on the Hub.
+        source: ``"mini"`` (the bundled corpus); a file (:func:`~sentence_transformers_inf.reading.read_table`); a folder of
+            such files named after their splits (``train.jsonl``, ``train-00000-of-00002.parquet``), laid out as on the Hub,
+            or written by ``save_to_disk``; or the id of a dataset on the Hub.
         split: Which split (``"train"``, ``"validation"``, ``"test"`` ...). ``None``: the only split there is.
 
     Returns:
         A memory-mapped dataset with the required columns and those optional ones (``id``, ``topic``,
-        ``instruction_type``) that the source has. Further columns are left out.
+        ``instruction_type``) that have a value; numbers there become text. Further columns are left out.
 
     Raises:
         RecordError: A column is missing, a value is null or blank (both :data:`TWIN_QUERY_COLUMNS` may be null), a record
@@ -92,12 +115,19 @@ def load_records(source: str | Path, split: str | None = None) -> Dataset:
             several. Nothing is dropped silently.
         FileNotFoundError: No such file, folder or Hub dataset.
     """
-    return with_source(checked(*read_source(source, split, REQUIRED_COLUMNS)), source)
+    name, part = _find(source, split)
+    where, first = next(_rows(name, part), (name, None))
+    if first is None:
+        raise RecordError(f"{name}: there are no records in it")
+    to_record(first, where)
+    data = _records_of(part) if isinstance(part, list) else _checked(part, name)
+    unused = [column for column in OPTIONAL_COLUMNS if column in data.column_names and _is_null(data, column)]
+    return with_source(data.remove_columns(unused), source)
 
 
 def is_on_hub(source: str | Path) -> bool:
     """Whether a source of records is a dataset on the Hub, and not the bundled corpus, a file or a folder."""
-    return _files_of(source)[1] is None
+    return _locate(source)[1] is None
 
 
 @dataclass(frozen=True)
@@ -135,9 +165,9 @@ def record_splits(source: str | Path) -> list[str]:
     Raises:
         FileNotFoundError: No such file, folder or Hub dataset.
     """
-    name, files = _files_of(source)
-    if files is not None:
-        return list(files)
+    name, parts = _locate(source)
+    if parts is not None:
+        return list(parts)
     try:
         return list(get_dataset_split_names(name))
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
@@ -185,60 +215,131 @@ def training_dataset(records: Dataset, instructions: bool = True) -> Dataset:
     return records.map(view, remove_columns=records.column_names, features=features, desc="Training view")
 
 
-def read_source(
-    source: str | Path, split: str | None, columns: tuple[str, ...], stream: bool = False
-) -> tuple[Dataset | IterableDataset, str]:
-    """A source as it is, with its name for messages; ``columns`` must be in every line of JSON Lines.
+def read_rows(source: str | Path, split: str | None = None, stream: bool = False) -> tuple[str, Rows]:
+    """A source's name for messages, and its rows as they are, each with its place: ``FILE, row 7``.
 
     A dataset on the Hub is not downloaded as a whole where ``stream`` is asked for.
+
+    Raises:
+        RecordError, FileNotFoundError: As for :func:`load_records`.
     """
-    name, files = _files_of(source)
-    if files is None:
-        data = load_dataset(name, split=_choose_split(name, record_splits(source), split), streaming=stream)
-        return data, name if split is None else f"{name} ({split})"
-    paths = files[_choose_split(name, list(files), split)]
-    builder = "json" if paths[0].suffix == ".jsonl" else "parquet"
-    for path in paths if builder == "json" else ():
-        for number, record in enumerate(read_json_lines(path), start=1):
-            if missing := [column for column in columns if column not in record]:
-                raise RecordError(f"{path}, row {number}: the column {missing[0]!r} is missing")
-    try:  # without files that have no rows: datasets fails on them
-        sizes = [
-            path.stat().st_size if builder == "json" else pyarrow.parquet.read_metadata(path).num_rows for path in paths
-        ]
-        filled = [str(path) for path, size in zip(paths, sizes) if size]
-        data = load_dataset(builder, data_files=filled, split="train") if filled else None
-    except Exception as error:  # datasets wraps whatever its readers raise in an error of its own
-        raise RecordError(f"{paths[0]}: cannot be read as {builder}: {error.__cause__ or error}") from error
-    if data is None:
-        raise RecordError(f"{paths[0]}: there are no records in it")
-    return data, str(paths[0]) if len(paths) == 1 else name
+    name, part = _find(source, split, stream)
+    return name, _rows(name, part)
 
 
-def columns_of(data: Dataset | IterableDataset) -> set[str]:
-    return set(data.column_names or next(iter(data), ()))  # a stream may learn its columns only from its first example
+def to_record(row: dict[str, Any], where: str) -> dict[str, str | None]:
+    """The columns of a record in a row, all of them text; where an optional one is missing or blank, ``None``.
+
+    Raises:
+        RecordError: The row is no record.
+    """
+    if missing := [column for column in REQUIRED_COLUMNS if column not in row]:
+        source = where.rpartition(", row ")[0]
+        place = where if format_of(source) in (".jsonl", ".json") else source
+        raise RecordError(f"{place}: the column {missing[0]!r} is missing; it has {', '.join(row)}{pairs_hint(row, source)}")
+    if problem := _problem(row):
+        raise RecordError(f"{where}, column {problem}")
+    optional = {name: None if row.get(name) in (None, "") else str(row[name]) for name in OPTIONAL_COLUMNS}
+    return optional | {name: row[name] or None for name in REQUIRED_COLUMNS}
 
 
-def _files_of(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
-    """The name of a source for messages, and its files by split; ``None`` where it can only be a Hub dataset."""
+def pairs_hint(row: dict[str, Any], source: str) -> str:
+    """Where a row is a pair of query and passage: the command that builds records of them, as a sentence."""
+    names = [next((name for name in known if name in row), None) for known in (_QUERY_NAMES, _PASSAGE_NAMES)]
+    if None in names:
+        return ""
+    source = source if Path(source).exists() else source.partition(" (")[0]  # without a split on the Hub
+    options = [f"--{kind}-column {name}" for kind, name in zip(("query", "passage"), names) if name != kind]
+    command = " ".join(["inf-ir build --pairs", shlex.quote(source), *options, "--output my-data"])
+    return f". These are pairs of query and passage; first build records of them: {command}"
+
+
+def records_digest(records: Dataset) -> str:
+    """A fingerprint of records or rows, for recipes."""
+    digest = hashlib.sha256()
+    for batch in records.iter(1000):
+        digest.update(json.dumps(batch, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _find(source: str | Path, split: str | None, stream: bool = False) -> tuple[str, Part | IterableDataset]:
+    """A split of a source, with its name for messages."""
+    name, parts = _locate(source)
+    if parts is None:
+        try:
+            data = load_dataset(name, split=_choose_split(name, record_splits(source), split), streaming=stream)
+        except DatasetGenerationError as error:
+            raise RecordError(f"{name}: {error.__cause__ or error}") from error
+        return name if split is None else f"{name} ({split})", data
+    part = parts[_choose_split(name, list(parts), split)]
+    return str(part[0]) if isinstance(part, list) and len(part) == 1 else name, part
+
+
+def _rows(name: str, part: Part | IterableDataset) -> Rows:
+    if isinstance(part, list):
+        return chain.from_iterable(map(read_table, part))
+    return ((f"{name}, row {number}", row) for number, row in enumerate(part, start=1))
+
+
+def _locate(source: str | Path) -> tuple[str, dict[str, Part] | None]:
+    """The name of a source for messages, and its splits; ``None`` where it can only be a Hub dataset."""
     path = Path(str(importlib.resources.files("dataset_builder") / "data")) if source == "mini" else Path(source)
     if path.is_file():
-        if path.suffix not in (".jsonl", ".parquet"):
-            raise RecordError(f"{path}: expected a .jsonl or .parquet file")
-        return str(path), {path.stem.split("-")[0]: [path]}
+        if not is_table(path):
+            next(read_table(path))  # says what it may be
+        return str(path), {_split_of(path): [path]}
     if path.is_dir():
-        files: dict[str, list[Path]] = {}
-        for file in sorted([*path.glob("*.jsonl"), *path.glob("*.parquet")]):
-            files.setdefault(file.stem.split("-")[0], []).append(file)
-        if not files:
-            raise RecordError(f"{path}: the folder holds no .jsonl or .parquet file")
-        for split, of_split in files.items():
-            if len({file.suffix for file in of_split}) > 1:
-                raise RecordError(f"{path}: the split {split!r} is there both as .jsonl and as .parquet")
-        return str(source), files
-    if path.suffix in (".jsonl", ".parquet") or str(source).count("/") > 1 or path.is_absolute():
+        return str(source), _parts_of(path)
+    if is_table(path) or str(source).count("/") > 1 or path.is_absolute():
         raise FileNotFoundError(f"{source}: no such file or folder")
     return str(source), None
+
+
+def _parts_of(folder: Path) -> dict[str, Part]:
+    """The splits in a folder."""
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return _saved(folder)
+    if find_file(folder, "queries.jsonl") and find_file(folder, "corpus.jsonl"):
+        raise RecordError(f"{folder}: a corpus in BEIR's layout, and no records{pairs_hint(_A_PAIR, str(folder))}")
+    readme = folder / "README.md"
+    if readme.is_file() and re.search("^configs:", readme.read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
+        return _snapshot(folder)
+    tables = [path for path in sorted(folder.iterdir()) if path.is_file() and format_of(path) in FORMATS[:4]]
+    if any(format_of(path) in FORMATS[:2] for path in tables):  # a build has a table of its outcomes beside the records
+        tables = [path for path in tables if format_of(path) in FORMATS[:2]]
+    files: dict[str, Part] = {}
+    for path in tables:
+        of_split = files.setdefault(_split_of(path), [])
+        assert isinstance(of_split, list)
+        of_split.append(path)
+        if format_of(path) != format_of(of_split[0]):
+            both = f"{format_of(of_split[0])} and as {format_of(path)}"
+            raise RecordError(f"{folder}: the split {_split_of(path)!r} is there both as {both}")
+    return files or _snapshot(folder)
+
+
+def _split_of(path: Path) -> str:
+    name = path.name[: -len(path.suffix)] if path.suffix.lower() in COMPRESSIONS else path.name
+    return Path(name).stem.split("-")[0]
+
+
+def _saved(folder: Path) -> dict[str, Part]:
+    """What ``save_to_disk`` wrote."""
+    try:
+        data = load_from_disk(str(folder))
+    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
+        raise RecordError(f"{folder}: cannot be read as save_to_disk writes it ({error!r}); save it again") from error
+    return dict(data) if isinstance(data, DatasetDict) else {str(data.split or "train"): data}
+
+
+def _snapshot(folder: Path) -> dict[str, Part]:
+    """The files of a folder by split, as ``load_dataset`` finds them."""
+    try:
+        found = load_dataset_builder(str(folder)).config.data_files
+    except (OSError, ValueError, DatasetsError) as error:
+        line = f"{folder}: the folder holds no .jsonl or .parquet file (nor .csv or .tsv), and load_dataset reads none"
+        raise RecordError(f"{line}: {error}") from error
+    return {str(split): [Path(path) for path in paths] for split, paths in (found or {}).items()}
 
 
 def _choose_split(name: str, splits: list[str], split: str | None) -> str:
@@ -251,42 +352,41 @@ def _choose_split(name: str, splits: list[str], split: str | None) -> str:
     return split
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file; a :class:`RecordError` names the line that is none."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RecordError(f"{path}, row {number}: not valid JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise RecordError(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
-            yield row
+def _records_of(paths: list[Path]) -> Dataset:
+    files = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)  # so that a cache is theirs
+    try:
+        return Dataset.from_generator(_read_records, features=FEATURES, gen_kwargs={"files": files})
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
 
 
-def checked(data: Dataset, name: str) -> Dataset:
-    if missing := [column for column in REQUIRED_COLUMNS if column not in data.column_names]:
-        raise RecordError(
-            f"{name}: the column {missing[0]!r} is missing; it has {', '.join(data.column_names) or 'no columns'}"
-        )
+def _read_records(files: tuple[tuple[str, int, int], ...]) -> Iterator[dict[str, str | None]]:
+    for path, *_ in files:
+        for where, row in read_table(Path(path), FEATURES):
+            yield to_record(row, where)
+
+
+def _checked(data: Dataset, name: str) -> Dataset:
     data = data.select_columns([column for column in FEATURES if column in data.column_names])
     rows = (row for batch in data.with_format("arrow").iter(1000) for row in batch.to_pylist())
-    for number, record in enumerate(rows, start=1):
-        if problem := _problem(record):
-            raise RecordError(f"{name}, row {number}, column {problem}")
-    if not len(data):
-        raise RecordError(f"{name}: there are no records in it")
+    for number, row in enumerate(rows, start=1):
+        to_record(row, f"{name}, row {number}")
     return data.cast(Features({column: FEATURES[column] for column in data.column_names}))
+
+
+def _is_null(data: Dataset, column: str) -> bool:
+    return bool(data.data.column(column).null_count == len(data))
 
 
 def _problem(record: dict[str, Any]) -> str | None:
     """The first column of a record that is wrong, and what is."""
-    twins = [column for column in TWIN_QUERY_COLUMNS if record[column] is not None]
+    for column in OPTIONAL_COLUMNS:
+        if not isinstance(value := record.get(column), str | int | float | None):
+            return f"{column!r}: expected text or a number, got {type(value).__name__}"
+    twins = [column for column in TWIN_QUERY_COLUMNS if record[column] not in (None, "")]
     if len(twins) == 1:
         other = next(column for column in TWIN_QUERY_COLUMNS if column not in twins)
-        return f"{other!r}: the value is null, and {twins[0]!r} is not; a record has both or neither"
+        return f"{other!r}: the value is missing, and {twins[0]!r} is not; a record has both or neither"
     for column in REQUIRED_COLUMNS:
         if column in TWIN_QUERY_COLUMNS and not twins:
             continue
@@ -298,6 +398,6 @@ def _problem(record: dict[str, Any]) -> str | None:
         if not value.strip():
             return f"{column!r}: the text is empty"
     for positive, negative in (QUERY_COLUMNS, INSTRUCTION_COLUMNS):
-        if record[negative] is not None and record[positive].strip() == record[negative].strip():
+        if record[negative] and record[positive].strip() == record[negative].strip():
             return f"{negative!r}: the text is the same as in {positive!r}"
     return None

@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
 
 from sentence_transformers_inf.modules import check_embeddings
-from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records, read_source
+from sentence_transformers_inf.reading import format_of, read_lines, read_table
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, load_records
 
 TEXT_COLUMNS = ("text", "passage", "document")
 
@@ -37,8 +38,9 @@ def read_passages(source: str | Path) -> list[str]:
     """The passages of a corpus.
 
     Args:
-        source: ``.txt`` (a passage per line), ``.jsonl`` or ``.parquet`` with a column ``text``, ``passage`` or
-            ``document`` (and perhaps ``title``, put before it, as in BEIR), or ``"mini"``: the bundled test split.
+        source: ``.txt`` (a passage per line), a table (:func:`~sentence_transformers_inf.reading.read_table`) with a column
+            ``text``, ``passage`` or ``document`` (and perhaps ``title``, put before it, as in BEIR), or ``"mini"``: the
+            bundled test split.
 
     Raises:
         FileNotFoundError: No such file.
@@ -50,24 +52,23 @@ def read_passages(source: str | Path) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such corpus file")
-    if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        passages = [line.strip() for line in lines if line.strip()]
-    elif path.suffix in (".jsonl", ".parquet"):
-        data, _ = read_source(path, None, ())
-        column = next((name for name in TEXT_COLUMNS if name in data.column_names), None)
-        if column is None:
-            raise ValueError(f"{path}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(data.column_names)}")
-        titles = data["title"] if "title" in data.column_names else [""] * len(data)
-        for row, text in enumerate(data[column], start=1):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{path}, row {row}, column {column!r}: the passage is empty")
-        passages = [f"{title or ''} {text}".strip() for title, text in zip(titles, data[column])]
+    if format_of(path) == ".txt":
+        passages = [line.strip() for _, line in read_lines(path) if line.strip()]
     else:
-        raise ValueError(f"{path}: expected a .txt, .jsonl or .parquet file")
+        passages = [_passage(row, where) for where, row in read_table(path)]
     if len(passages) < 2:
         raise ValueError(f"{path}: a corpus of {len(passages)} passage(s) cannot be ranked; give it at least two")
     return passages
+
+
+def _passage(row: dict[str, Any], where: str) -> str:
+    """The passage in a row of a table."""
+    column = next((name for name in TEXT_COLUMNS if name in row), None)
+    if column is None:
+        raise ValueError(f"{where}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(row)}")
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise ValueError(f"{where}, column {column!r}: the passage is empty")
+    return f"{row.get('title') or ''} {row[column]}".strip()
 
 
 def read_index(path: str | Path, size: int, dimension: int) -> Any:

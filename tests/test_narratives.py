@@ -10,8 +10,9 @@ from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.evaluation.mteb import narrative_task, read_results, run_benchmark
-from sentence_transformers_inf.evaluation.narratives import BUNDLED_TOPICS, NarrativeError, read_topics
+from sentence_transformers_inf.evaluation.narratives import BUNDLED_TOPICS, read_topics
 from sentence_transformers_inf.hub.card import model_card
+from sentence_transformers_inf.reading import RecordError
 from tests.commands import call, error_line
 from tests.test_modules import made
 
@@ -128,14 +129,14 @@ def label(og, changed):
     return lambda topic: [doc.update(og=og, changed=changed) for doc in topic["docs"]]
 
 
-TOPIC = "line 2, topic 'nd-002'"
+TOPIC = "row 2, topic 'nd-002'"
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (edited(lambda topic: topic.pop("query")), f"{TOPIC}: the key 'query' is missing; add it"),
-        (edited(lambda topic: topic.pop("id")), "line 2: the key 'id' is missing; add it"),
+        (edited(lambda topic: topic.pop("id")), "row 2: the key 'id' is missing; add it"),
         (edited(lambda topic: topic["docs"][0].pop("og")), f"{TOPIC}, document 1: the key 'og' is missing; add it"),
         (edited(put(changed_instruction=" ")), f"{TOPIC}: 'changed_instruction' is blank; write its text"),
         (edited(put(query=None)), f"{TOPIC}: 'query' is not text; write its text"),
@@ -145,19 +146,19 @@ TOPIC = "line 2, topic 'nd-002'"
         (edited(put_in_document(og=2)), f"{TOPIC}, document 1: 'og' is 2; write 1 (relevant) or 0"),
         (edited(put_in_document(og=0, changed=1)), "set og to 1 or changed to 0"),
         (edited(put_in_document(id="nd-001-d1")), f"{TOPIC}: two documents have the id 'nd-001-d1'; give each"),
-        (edited(put(id="nd-001")), "line 2, topic 'nd-001': line 1 has a topic of this id; give each its own"),
+        (edited(put(id="nd-001")), "row 2, topic 'nd-001': row 1 has a topic of this id; give each its own"),
         (edited(label(1, 0)), f"{TOPIC}: no document is relevant under both narratives; give one"),
         (edited(label(1, 1)), f"{TOPIC}: no document is relevant under the original narrative alone; give one"),
-        ("[1]", "line 2: expected a JSON object, got list"),
-        ("{", "line 2: not valid JSON"),
+        ("[1]", "row 2: expected a JSON object, got list"),
+        ("{", "row 2: not valid JSON"),
     ],
 )
 def test_what_is_not_a_topic_is_refused_with_its_place(tmp_path, line, message):
     path = tmp_path / "topics.jsonl"
     path.write_text(f"{LINES[0]}\n{line}\n", encoding="utf-8")
-    with pytest.raises(NarrativeError) as caught:
+    with pytest.raises(RecordError) as caught:
         read_topics(path)
-    assert str(caught.value).startswith(f"{path}, line 2")
+    assert str(caught.value).startswith(f"{path}, row 2")
     assert message in str(caught.value)
 
 

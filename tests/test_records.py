@@ -114,9 +114,9 @@ def test_what_is_not_there_is_said_so(tmp_path):
         load_records("mini")
     with pytest.raises(RecordError, match=r"holds no \.jsonl or \.parquet"):
         load_records(tmp_path)
-    (tmp_path / "records.csv").write_text("a,b\n")
-    with pytest.raises(RecordError, match=r"expected a \.jsonl or \.parquet file"):
-        load_records(tmp_path / "records.csv")
+    (tmp_path / "records.txt").write_text("a,b\n")
+    with pytest.raises(RecordError, match=r"records\.txt: expected a \.jsonl, \.parquet, \.csv, \.tsv or \.json file"):
+        load_records(tmp_path / "records.txt")
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "train.jsonl"])

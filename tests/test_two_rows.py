@@ -38,7 +38,7 @@ def test_half_a_third_row_is_refused(few_records, tmp_path):
     broken = few_records[0] | {"query_negative": None}
     (tmp_path / "train.jsonl").write_text(json.dumps(broken) + "\n")
     with pytest.raises(
-        RecordError, match=r"row 1, column 'query_negative': the value is null, and 'hard_negative_document_2'"
+        RecordError, match=r"row 1, column 'query_negative': the value is missing, and 'hard_negative_document_2'"
     ):
         load_records(tmp_path)
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def build(
     pairs: Annotated[
-        str, Option(help="microsoft/ms_marco, a Hub dataset, a BEIR folder, or a .jsonl/.csv/.parquet file of pairs.")
+        str, Option(help="microsoft/ms_marco, a Hub dataset, a BEIR folder, or a .jsonl/.csv/.tsv/.parquet file of pairs.")
     ],
     output: Annotated[Path, Option(help="Folder of the build; the same command goes on where it stopped.")],
     model: Annotated[str, Option(help="Writes instructions, twins and passages.")] = "gpt-4o-mini",
@@ -188,6 +189,20 @@ def _print_report(report: dict[str, Any], output: Path, seconds: float) -> None:
     console.print(table)
     line = f"The tuples are in {output}/train.parquet, the report in {output}/report.md"
     console.print(line, markup=False, soft_wrap=True)
+    _print_first(output / "train.parquet")
+
+
+def _print_first(path: Path) -> None:
+    """Show one record, so that a user sees what was made."""
+    from sentence_transformers_inf.reading import read_table
+    from sentence_transformers_inf.records import REQUIRED_COLUMNS
+
+    for _, record in islice(read_table(path), 1):
+        console.print("\nThe first record:")
+        for column in REQUIRED_COLUMNS:
+            text = " ".join(record[column].split())
+            shown = text if len(text) <= 160 else f"{text[:159]}…"
+            console.print(f"  {column}: {shown}", markup=False, soft_wrap=True)
 
 
 def repair(output: Annotated[Path, Argument(help="Folder of a build whose ledger is damaged.")]) -> None:

@@ -67,7 +67,7 @@ def check(
     data: Records,
     against: Annotated[
         Optional[list[str]],
-        Option(help="An evaluation set: an MTEB task or benchmark, or a .txt/.jsonl file; may be repeated."),
+        Option(help="An evaluation set: an MTEB task or benchmark, or a .txt/.jsonl/.csv file; may be repeated."),
     ] = None,
     json_file: Annotated[Optional[Path], Option("--json", help="Write the report to this file.")] = None,
 ) -> None:

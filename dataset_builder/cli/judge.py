@@ -59,7 +59,9 @@ def judge(
 
 
 def agreement(
-    labels: Annotated[Path, Argument(help="CSV or JSONL file with the columns item, annotator and label.")],
+    labels: Annotated[
+        Path, Argument(help="A table (.csv, .tsv, .jsonl, .parquet) with the columns item, annotator and label.")
+    ],
     human: Annotated[list[str], Option(help="A human annotator; may be repeated.")],
     chart: Annotated[Optional[Path], Option(help="Draw a bar chart into this PNG or SVG file.")] = None,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.tables import benchmark_table, console, metrics_table, print_line
+from sentence_transformers_inf.cli.tables import benchmark_table, comparison_table, console, metrics_table, print_line
 
 
 def evaluate(
@@ -20,11 +20,13 @@ def evaluate(
     data: Annotated[
         Optional[str],
         typer.Option(
-            help="InF-IR records: 'mini' (default), a .jsonl/.parquet file, a folder of such files, or a Hub dataset id; "
+            help="InF-IR records: 'mini' (default), a file, a folder, or a Hub dataset id; "
             "with --benchmark narratives, a .jsonl file of topics."
         ),
     ] = None,
-    split: Annotated[Optional[str], typer.Option(help="Split of the data; default: test if there is one.")] = None,
+    split: Annotated[
+        Optional[str], typer.Option(help="Split of the data; default: test, or else validation, if there is one.")
+    ] = None,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the measurements to this file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
     passage_embeddings: Annotated[
@@ -52,11 +54,11 @@ def evaluate(
     data = data or "mini"
     from sentence_transformers_inf.evaluation import measure
     from sentence_transformers_inf.modules import load_instruction_model
+    from sentence_transformers_inf.recipe import read_recipe
     from sentence_transformers_inf.records import is_on_hub, load_records, record_splits
 
-    if split is None and "test" in (splits := record_splits(data)) and len(splits) > 1:
-        split = "test"
-    records = load_records(data, split)
+    recipe = (read_recipe(model) if Path(model).is_dir() else None) or {}
+    records, split, trained_on = _choose_records(model, recipe, data, split)
     vectors = None
     if passage_embeddings is not None:
         from sentence_transformers_inf.passages import distinct_passages, passage_rows, read_passage_embeddings
@@ -66,13 +68,50 @@ def evaluate(
     loaded = load_instruction_model(model)
     result = measure(loaded, records, batch_size, show_progress_bar=sys.stderr.isatty(), passage_embeddings=vectors)
     means, per_type = result.means(), result.per_type()
-    console.print(
-        metrics_table(f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records", means, per_type)
-    )
+    report: dict[str, Any] = {"model": model, "data": data, "data_on_hub": is_on_hub(data), "split": split}
+    report |= {"records": len(records), "trained_on": trained_on, **means, "per_type": per_type}
+    before = None
+    if vectors is None and (base := _load_base(recipe)) is not None:
+        before = measure(base, records, batch_size, show_progress_bar=sys.stderr.isatty())
+        report["base"] = before.means()
     if json_file is not None:
-        report: dict[str, Any] = {"model": model, "data": data, "data_on_hub": is_on_hub(data), "split": split}
-        report |= {"records": len(records), **means, "per_type": per_type}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    title = f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records"
+    console.print(metrics_table(title, means, per_type))
+    if before is not None:
+        console.print(comparison_table(before, result, f"{len(records)} records"))
+
+
+def _choose_records(model: str, recipe: dict[str, Any], data: str, split: str | None) -> tuple[Any, str | None, bool]:
+    """What to measure on: records and their split, those held out of training if there is no other split; and whether the
+    model was trained on them."""
+    from sentence_transformers_inf.corpora import hold_out, was_trained_on
+    from sentence_transformers_inf.records import load_records, record_splits
+
+    if split is None and len(splits := record_splits(data)) > 1:
+        split = next((name for name in ("test", "validation") if name in splits), None)
+    records = load_records(data, split)
+    others, held_out = hold_out(records)
+    if split is None and held_out is not None and was_trained_on(recipe, others):
+        print_line(f"{model} was trained on {data}: measured on its {len(held_out)} records that were held out of training")
+        return held_out, "held out", False
+    if trained_on := was_trained_on(recipe, records) or was_trained_on(recipe, others):
+        print_line(f"{model} was trained on these records: the numbers do not say how it does on others")
+    return records, split, trained_on
+
+
+def _load_base(recipe: dict[str, Any]) -> Any:
+    """The base model that a recipe names, to stand beside what was trained from it, if it is there."""
+    from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
+    from sentence_transformers_inf.modules import load_instruction_model
+
+    if (name := recipe.get("base")) is None or not (recipe.get("base_on_hub") or Path(name).is_dir()):
+        return None
+    try:
+        return load_instruction_model(bundled_base() if name == BUNDLED_BASE else name)
+    except OSError as error:
+        print_line(f"The base model {name} does not stand beside it, for it cannot be loaded: {error}")
+        return None
 
 
 @contextlib.contextmanager

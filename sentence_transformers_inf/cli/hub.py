@@ -1,7 +1,6 @@
 """``inf-embed card`` and ``inf-embed push``."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -9,6 +8,7 @@ import typer
 
 from sentence_transformers_inf.cli.evaluate import needs_mteb
 from sentence_transformers_inf.cli.tables import print_line
+from sentence_transformers_inf.reading import read_json
 
 
 def card(
@@ -30,7 +30,7 @@ def card(
             rows = [dataclasses.asdict(row) for row in read_results(str(model), path)]
         else:
             try:
-                report = json.loads(path.read_text(encoding="utf-8"))
+                report = read_json(path)
                 rows = report.get("rows", [report])
                 rows = [row for row in rows if Path(row["model"]).resolve() == model.resolve()]
             except (ValueError, AttributeError, LookupError, TypeError) as error:

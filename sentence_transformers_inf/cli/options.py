@@ -6,7 +6,7 @@ import typer
 
 DataOption = Annotated[
     str,
-    typer.Option(help="InF-IR records: 'mini', a .jsonl/.parquet file, a folder of such files, or a Hub dataset id."),
+    typer.Option(help="InF-IR records: 'mini', a file, a folder, or a Hub dataset id."),
 ]
 BaseOption = Annotated[
     Optional[str],

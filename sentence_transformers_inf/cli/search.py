@@ -13,7 +13,7 @@ from sentence_transformers_inf.cli.tables import console, hits_table, print_line
 
 def search(
     model: Annotated[str, typer.Argument(help="A Hub id or a folder.")],
-    corpus: Annotated[str, typer.Option(help="Passages: a .txt, .jsonl or .parquet file, or 'mini'.")],
+    corpus: Annotated[str, typer.Option(help="Passages: a .txt, .jsonl, .csv, .tsv or .parquet file, or 'mini'.")],
     query: Annotated[str, typer.Option(help="What to search for.")],
     instruction: Annotated[Optional[str], typer.Option(help="What the passages should be like.")] = None,
     exclude: Annotated[

@@ -40,12 +40,12 @@ def metrics_table(title: str, means: dict[str, float], per_type: dict[str, dict[
     return table
 
 
-def comparison_table(before: Result, after: Result) -> Table:
+def comparison_table(before: Result, after: Result, measured_on: str = "Test split") -> Table:
     """What training gained in each metric, with bootstrap intervals of the values and of the paired differences."""
     from sentence_transformers_inf.evaluation import METRIC_NAMES, METRICS
     from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
 
-    table = Table(title="Test split, all values times 100, with 95% bootstrap intervals", title_justify="left")
+    table = Table(title=f"{measured_on}, all values times 100, with 95% bootstrap intervals", title_justify="left")
     for column in ("", "base model", "trained", "gain"):
         table.add_column(column, justify="left" if not column else "right")
     old, new = before.means(), after.means()

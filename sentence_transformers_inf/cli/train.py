@@ -32,6 +32,7 @@ def train(context: typer.Context) -> None:
         return
     from sentence_transformers_inf.corpora import load_training_data
     from sentence_transformers_inf.hub.errors import claim_repo
+    from sentence_transformers_inf.records import record_splits
     from sentence_transformers_inf.training import InstructionTrainer
 
     script, args = parse(context.args)
@@ -43,6 +44,11 @@ def train(context: typer.Context) -> None:
     trainer = InstructionTrainer(script.base, args, records, validation)
     is_main = trainer.is_world_process_zero()
     if is_main:
+        if validation is not None and "validation" not in record_splits(script.data):
+            print_line(
+                f"{script.data} has no split validation: {len(validation)} records, about one in ten of its queries, are "
+                "held out of training to measure on"
+            )
         print_line(trainer.summary())
     trainer.train()
     trainer.run_folder.remove_checkpoints()

@@ -5,9 +5,7 @@ A recipe that is tuned on one style of text learns that style. So a change is ad
 
 from __future__ import annotations
 
-import csv
 import importlib.resources
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers_inf.evaluation import metrics
 from sentence_transformers_inf.evaluation.narratives import BUNDLED_TOPICS, Topic, read_topics
 from sentence_transformers_inf.modules import check_embeddings
+from sentence_transformers_inf.reading import (
+    COMPRESSIONS,
+    RecordError,
+    find_file,
+    read_beir_texts,
+    read_json_lines,
+    read_qrels,
+)
 
 HELP_CENTRE = Path(str(importlib.resources.files("sentence_transformers_inf") / "evaluation/data/help_centre.jsonl"))
 """52 cases on the help centre of a made-up product (CC0); a data statement is beside them."""
@@ -72,7 +78,7 @@ def measure_help_centre(model: SentenceTransformer) -> dict[str, float]:
     Returns:
         ``pair_accuracy`` of all cases, and of those whose instructions exclude something ``exclusion``, times 100.
     """
-    cases = [json.loads(line) for line in HELP_CENTRE.read_text(encoding="utf-8").splitlines()]
+    cases = [case for _, case in read_json_lines(HELP_CENTRE)]
     sides = ("positive", "negative")
     asked = [{"query": case["query"], "instruction": case[f"instruction_{side}"]} for case in cases for side in sides]
     passages = [case[name] for case in cases for name in ("document", "hard_negative_document")]
@@ -96,17 +102,23 @@ def measure_plain(model: SentenceTransformer, folder: str | Path) -> dict[str, f
 
     Raises:
         FileNotFoundError: One of these files is missing.
+        RecordError: One cannot be read, or a text that was judged is missing.
     """
     folder = Path(folder)
-    texts, asked = _read_texts(folder / "corpus.jsonl"), _read_texts(folder / "queries.jsonl")
+    texts, asked = _read_texts(folder, "corpus.jsonl"), _read_texts(folder, "queries.jsonl")
     qrels: dict[str, list[str]] = {}
-    if not (paths := sorted([*folder.glob("qrels*.tsv"), *folder.glob("qrels/*.tsv")])):
+    patterns = [f"{name}{ending}" for name in ("qrels*.tsv", "qrels/*.tsv") for ending in ("", *COMPRESSIONS)]
+    if not (paths := sorted(path for pattern in patterns for path in folder.glob(pattern))):
         raise FileNotFoundError(f"{folder}: there is no qrels*.tsv")
     for path in paths:
-        with path.open(encoding="utf-8") as file:
-            for query, passage, score in list(csv.reader(file, delimiter="\t"))[1:]:
-                if int(score) > 0:
-                    qrels.setdefault(query, []).append(passage)
+        for where, query, passage, score in read_qrels(path):
+            if score > 0:
+                for name, kind, known in ((query, "queries", asked), (passage, "corpus", texts)):
+                    if name not in known:
+                        raise RecordError(f"{where}: {kind}.jsonl has no text for {name!r}")
+                qrels.setdefault(query, []).append(passage)
+    if not qrels:
+        raise RecordError(f"{paths[0]}: no passage has a score above 0")
     column = {passage: number for number, passage in enumerate(texts)}
     widest = max(len(passages) for passages in qrels.values())
     relevant = np.array([[column[name] for name in names] + [-1] * (widest - len(names)) for names in qrels.values()])
@@ -118,12 +130,11 @@ def measure_plain(model: SentenceTransformer, folder: str | Path) -> dict[str, f
     return {"mrr_at_10": 100 * float(mrr), "ndcg_at_10": 100 * float(metrics.ndcg_at_k(ranks).mean())}
 
 
-def _read_texts(path: Path) -> dict[str, str]:
-    """Text by id, the title before it if there is one, in ascending order of the ids."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {
-        row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in sorted(rows, key=lambda row: row["_id"])
-    }
+def _read_texts(folder: Path, name: str) -> dict[str, str]:
+    """Text by id, in ascending order of the ids."""
+    if (path := find_file(folder, name)) is None:
+        raise FileNotFoundError(f"{folder}: there is no {name}")
+    return dict(sorted((identifier, text) for _, identifier, text in read_beir_texts(path)))
 
 
 def _encoded(encode: Any, inputs: list[Any], kind: str) -> NDArray[np.float32]:

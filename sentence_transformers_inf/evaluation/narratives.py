@@ -8,11 +8,12 @@ narrative, else 0. The pool of every topic is the documents of all topics.
 from __future__ import annotations
 
 import importlib.resources
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sentence_transformers_inf.reading import RecordError, read_json_lines
 
 BUNDLED_TOPICS = Path(str(importlib.resources.files("sentence_transformers_inf") / "evaluation/data/narratives.jsonl"))
 """The 36 bundled topics (CC0); a data statement is beside them."""
@@ -22,8 +23,8 @@ _DOCUMENT_TEXTS = ("id", "text")
 _LABELS = ("og", "changed")
 
 
-class NarrativeError(ValueError):
-    """A file that does not hold topics; the message names the file, the line, the topic and the remedy."""
+class NarrativeError(RecordError):
+    """A file that does not hold topics; the message names the file, the row, the topic and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +62,28 @@ def read_topics(path: str | Path) -> list[Topic]:
     """Read topics and check every one.
 
     Args:
-        path: A ``.jsonl`` file; see the module's docstring.
+        path: A ``.jsonl`` file, perhaps compressed; see the module's docstring.
 
     Returns:
         At least one topic, each with a kept and an excluded document. Ids differ, those of documents in the whole file.
 
     Raises:
         FileNotFoundError: No such file.
-        NarrativeError: A line is not a topic, or there is none.
+        RecordError: The file cannot be read.
+        NarrativeError: A row is not a topic, or there is none.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of topics")
     topics: list[Topic] = []
-    line_of: dict[str, int] = {}
+    place_of: dict[str, str] = {}
     documents: set[str] = set()
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        topic = _topic(_json(line, where), where)
-        where += f", topic {topic.id!r}"
-        if topic.id in line_of:
-            raise NarrativeError(f"{where}: line {line_of[topic.id]} has a topic of this id; give each its own")
-        line_of[topic.id] = number
+    for where, row in read_json_lines(path):
+        topic = _topic(row, where)
+        place, where = where.rpartition(", ")[2], f"{where}, topic {topic.id!r}"
+        if topic.id in place_of:
+            raise NarrativeError(f"{where}: {place_of[topic.id]} has a topic of this id; give each its own")
+        place_of[topic.id] = place
         for document in topic.docs:
             if document.id in documents:
                 raise NarrativeError(f"{where}: two documents have the id {document.id!r}; give each in the file its own")
@@ -93,13 +92,6 @@ def read_topics(path: str | Path) -> list[Topic]:
     if not topics:
         raise NarrativeError(f"{path}: there are no topics in it; write one JSON object a line")
     return topics
-
-
-def _json(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:  # of the JSON or of its encoding
-        raise NarrativeError(f"{where}: not valid JSON ({error}); write each topic as one line of JSON in UTF-8") from error
 
 
 def _topic(row: Any, where: str) -> Topic:

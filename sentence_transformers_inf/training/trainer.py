@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from sentence_transformers_inf.records import (
     REQUIRED_COLUMNS,
     ROW_COLUMNS,
     TRAINING_COLUMNS,
+    records_digest,
     source_of,
     training_dataset,
 )
@@ -353,9 +352,6 @@ def _base_name(model: str | Path | SentenceTransformer | None) -> str:
 
 def _recipe(base: str, records: Dataset, args: InstructionTrainingArguments) -> dict[str, Any]:
     """What decides the weights of a run, and where it came from."""
-    digest = hashlib.sha256()
-    for batch in records.iter(1000):
-        digest.update(json.dumps(batch, sort_keys=True).encode())
     source = source_of(records)
     return {
         "base": base,
@@ -365,7 +361,7 @@ def _recipe(base: str, records: Dataset, args: InstructionTrainingArguments) -> 
         "data_on_hub": source is not None and source.on_hub,
         "data_revision": None if source is None else source.revision,
         "records": len(records),
-        "records_sha256": digest.hexdigest()[:16],
+        "records_sha256": records_digest(records),
         "settings": args.recipe(),
     }
 

@@ -1,0 +1,249 @@
+"""Reading the files that users bring: text and tables, plain or compressed.
+
+Text is UTF-8, with or without a byte order mark. A line ends at a newline and nowhere else. What cannot be read is a
+:class:`RecordError` that names the file, the row and the remedy.
+"""
+
+import codecs
+import csv
+import io
+import json
+import math
+from collections.abc import Container, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+FORMATS = (".jsonl", ".parquet", ".csv", ".tsv", ".json")
+"""What :func:`read_table` reads."""
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""What may stand behind the name of a text file, and what Arrow calls it."""
+
+_DELIMITERS = ",;\t|"
+
+
+class RecordError(ValueError):
+    """Data that cannot be read, or are not InF-IR records; the message names the source, the row and the column."""
+
+
+def format_of(path: str | Path) -> str:
+    """The ending of a file's name in lower case, without that of a compression: ``.jsonl`` of ``A.JSONL.gz``."""
+    path = Path(str(path).lower())
+    return path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether :func:`read_table` reads files of this name."""
+    return format_of(path) in FORMATS
+
+
+def find_file(folder: Path, *names: str) -> Path | None:
+    """The first of some files that there is in a folder, plain or compressed."""
+    paths = (folder / f"{name}{ending}" for name in names for ending in ("", *COMPRESSIONS))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file without their ends, each with its place for messages: ``FILE, row 7``."""
+    for number, line in enumerate(_raw_lines(path), start=1):
+        where = f"{path}, row {number}"
+        yield where, _decoded(line, where).removesuffix("\n").removesuffix("\r")
+
+
+def read_text(path: Path) -> str:
+    """A text file as a whole."""
+    return _decoded(b"".join(_raw_lines(path)), str(path))
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file."""
+    return _parsed(read_text(path), str(path))
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with its place; blank lines are passed over."""
+    for where, line in read_lines(path):
+        if line.strip():
+            yield where, _object(_parsed(line, where), where)
+
+
+def read_table(path: Path, columns: Container[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table, one at a time, each with its place.
+
+    Args:
+        path: A file of one of :data:`FORMATS`: JSON Lines (``.json`` also one JSON array), Parquet, or delimited text with a
+            header, whose delimiter (comma, semicolon, tab, bar) is found there. The text ones may be compressed.
+        columns: Columns that are wanted; of Parquet no others are read.
+
+    Raises:
+        RecordError: Another format, another encoding, damage, a row that is no object or has not as many fields as the
+            header.
+        OSError: The file cannot be opened.
+    """
+    ending = format_of(path)
+    if ending not in FORMATS:
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise RecordError(f"{path}: expected a {kinds} file; text may be compressed as {' or '.join(COMPRESSIONS)}")
+    if ending == ".parquet":
+        return _parquet_rows(path, columns)
+    if ending in (".csv", ".tsv"):
+        return _delimited_rows(path)
+    return _json_rows(path) if ending == ".json" else read_json_lines(path)
+
+
+def read_beir_texts(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(place, id, text) of the queries or the corpus in BEIR's layout, the title before the text if there is one."""
+    for where, row in read_json_lines(path):
+        if row.get("_id") is None or not isinstance(row.get("text"), str):
+            raise RecordError(f"{where}: expected the columns '_id' and 'text'")
+        yield where, str(row["_id"]), f"{row.get('title') or ''} {row['text']}".strip()
+
+
+def read_qrels(path: Path) -> Iterator[tuple[str, str, str, float]]:
+    """(place, query id, passage id, score) of relevance judgments.
+
+    Three columns as BEIR has them, or TREC's four (query, iteration, passage, score), with or without a header. A line with
+    tabs is split there, and ids may have blanks; another is split at blanks.
+    """
+    for number, (where, line) in enumerate(((place, line) for place, line in read_lines(path) if line.strip()), start=1):
+        cells = line.rstrip("\t ").split("\t") if "\t" in line else line.split()
+        if len(cells) not in (3, 4):
+            raise RecordError(f"{where}: expected query id, passage id and score (TREC: query id, 0, passage id, score)")
+        try:
+            score = float(cells[-1])
+        except ValueError:
+            if number == 1:
+                continue  # the header
+            raise RecordError(f"{where}: the score {cells[-1]!r} is no number") from None
+        if not math.isfinite(score):
+            raise RecordError(f"{where}: the score {cells[-1]!r} is no finite number")
+        yield where, cells[0], cells[-2], score
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, unpacked, with their ends and without a byte order mark."""
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    with path.open("rb") as file:
+        if compression is not None and not file.peek(1):
+            raise RecordError(f"{path}: the file is empty; copy it again")
+        stream: Any = file if compression is None else _unpacked(file, compression)
+        number = 0
+        try:
+            for number, line in enumerate(stream, start=1):
+                yield line if number > 1 else line.removeprefix(codecs.BOM_UTF8)
+        except OSError as error:
+            if compression is None:
+                raise
+            where = f"{path}, after line {number}"
+            raise RecordError(f"{where}: cannot be unpacked as {compression} ({error}); copy it again") from error
+
+
+def _unpacked(file: Any, compression: str) -> Iterator[bytes]:
+    with io.BufferedReader(pyarrow.CompressedInputStream(file, compression)) as stream:
+        yield from stream
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{where}: not UTF-8 text (byte 0x{line[error.start]:02x}); save the file in UTF-8") from error
+    if "\0" in text:
+        raise RecordError(f"{where}: there is a NUL byte, which no text has; save the file in UTF-8")
+    return text
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+        if "\\ud" in text.lower():  # only an escape can be half a character
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise RecordError(f"{where}: the JSON is nested too deep; flatten it") from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise RecordError(f"{where}: {half} is half a character (a lone surrogate); take it out") from error
+    except ValueError as error:
+        raise RecordError(f"{where}: not valid JSON ({error})") from error
+    return value
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON; write null")
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise RecordError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a ``.json`` file, which is an array of them or JSON Lines."""
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        yield from read_json_lines(path)
+        return
+    for number, row in enumerate(_parsed(text, str(path)), start=1):
+        where = f"{path}, row {number}"
+        yield where, _object(row, where)
+
+
+def _delimited_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0  # of the row that is read; 0: the header
+
+    def here() -> str:
+        return f"{path}, row {number}" if number else f"{path}, header"
+
+    csv.field_size_limit(2**31 - 1)  # a passage may be long
+    lines = (_decoded(line, here()) for line in _raw_lines(path))
+    first = next((line for line in lines if line.strip()), "")
+    header: list[str] = []
+    try:
+        delimiter = "\t" if format_of(path) == ".tsv" else max(_DELIMITERS, key=lambda one: len(_cells(first, one)))
+        for cells in csv.reader(chain([first], lines), delimiter=delimiter, strict=True):
+            if any(cell.strip() for cell in cells) and not header:
+                header = [cell.strip() for cell in cells]
+                if repeated := next((name for name in header if header.count(name) > 1), None):
+                    raise RecordError(f"{here()}: there are two columns {repeated!r}; rename one")
+            elif any(cell.strip() for cell in cells):
+                if len(cells) != len(header):
+                    raise RecordError(
+                        f"{here()}: {len(cells)} field(s), but the header has {len(header)}; put a text that holds "
+                        f"{delimiter!r} or a line break in double quotes"
+                    )
+                yield here(), dict(zip(header, cells))
+            number += bool(header)
+    except csv.Error as error:
+        raise RecordError(f"{here()}: {error}; put a text in double quotes, and double those inside it") from error
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def _parquet_rows(path: Path, columns: Container[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    with path.open("rb") as opened:
+        try:
+            file = pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True)
+            names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+            for batch in file.iter_batches(1000, columns=names):
+                for row in _batch_rows(batch):
+                    number += 1
+                    yield f"{path}, row {number}", row
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+            place = f"{path}, row {number + 1}" if number or isinstance(error, UnicodeDecodeError) else str(path)
+            raise RecordError(f"{place}: cannot be read as Parquet ({error}); write or copy it again") from error
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # Arrow does not say in which row
+        for row in range(len(batch)):
+            yield from batch.slice(row, 1).to_pylist()
