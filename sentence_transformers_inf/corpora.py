@@ -20,7 +20,6 @@ from sentence_transformers_inf.records import (
     PASSAGE_COLUMNS,
     REQUIRED_COLUMNS,
     ROW_COLUMNS,
-    TRIPLES,
     Rows,
     load_records,
     pairs_hint,
@@ -28,6 +27,7 @@ from sentence_transformers_inf.records import (
     record_splits,
     records_digest,
     to_record,
+    triples_of,
     with_source,
 )
 
@@ -139,7 +139,7 @@ def _rows_of_records(rows: Rows) -> Iterator[dict[str, str | None]]:
     document, first, _ = PASSAGE_COLUMNS
     for where, row in rows:
         record = to_record(row, where)
-        for (query, instruction, passage), negative in zip(TRIPLES, (first, document, document)):
+        for (query, instruction, passage), negative in zip(triples_of(record), (first, document, document)):
             yield dict(zip(ROW_COLUMNS, (record[instruction], record[query], record[passage], record[negative])))
 
 

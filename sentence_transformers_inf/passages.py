@@ -30,14 +30,17 @@ def distinct_passages(splits: Sequence[Dataset]) -> list[str]:
 
 
 def passage_rows(records: Dataset, passages: Sequence[str]) -> NDArray[np.int64]:
-    """Where the passages d+, d1, d2 of N records or rows of a training view stand among ``passages`` (N×3, or N×2)."""
+    """Where the passages d+, d1, d2 of N records or rows of a training view stand among ``passages`` (N×3, or N×2).
+
+    A record without a twin query has d+ once more in the place of d2.
+    """
     row_of = {passage: row for row, passage in enumerate(passages)}
     return np.array([row_of[passage] for passage in _passages(records)], dtype=np.int64).reshape(len(records), -1)
 
 
 def _passages(records: Dataset) -> list[str]:
     columns = [records[name] for name in PASSAGE_COLUMNS if name in records.column_names]
-    return [passage for record in zip(*columns) for passage in record]
+    return [record[0] if passage is None else passage for record in zip(*columns) for passage in record]
 
 
 def encode_passages(

@@ -9,7 +9,8 @@ import importlib.resources
 import json
 import re
 import shlex
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -65,6 +66,9 @@ TRIPLES = (
 )
 """The three aligned rows of a record, each as the columns of its query, instruction and passage."""
 
+TWIN_QUERY_COLUMNS = ("query_negative", "hard_negative_document_2")
+"""The columns of the third row. Both are null in a record that has no twin query: it has the first two rows alone."""
+
 TRAINING_COLUMNS = ("instructed_query", "poisoned_instruction", "poisoned_query")
 """The instructed queries of :func:`training_dataset`, in the order of :data:`TRIPLES`."""
 
@@ -83,6 +87,11 @@ Rows: TypeAlias = Iterator[tuple[str, dict[str, Any]]]
 """Rows with their places."""
 
 
+def triples_of(record: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """The rows that a record has: :data:`TRIPLES`, or the first two of them where there is no twin query."""
+    return TRIPLES if record[TWIN_QUERY_COLUMNS[0]] is not None else TRIPLES[:2]
+
+
 def load_records(source: str | Path, split: str | None = None) -> Dataset:
     """Read InF-IR records and check every one.
 
@@ -97,8 +106,9 @@ def load_records(source: str | Path, split: str | None = None) -> Dataset:
         ``instruction_type``) that have a value; numbers there become text. Further columns are left out.
 
     Raises:
-        RecordError: A column is missing, a value is null or blank, a record has the same query or instruction on both
-            sides, there is no such split, or none was named and there are several. Nothing is dropped silently.
+        RecordError: A column is missing, a value is null or blank (both :data:`TWIN_QUERY_COLUMNS` may be null), a record
+            has the same query or instruction on both sides, there is no such split, or none was named and there are
+            several. Nothing is dropped silently.
         FileNotFoundError: No such file, folder or Hub dataset.
     """
     name, part = _find(source, split)
@@ -177,16 +187,23 @@ def training_dataset(records: Dataset, instructions: bool = True) -> Dataset:
         ``{"instruction": str, "query": str}``), ``document``, ``hard_negative_document_1`` and
         ``hard_negative_document_2``. A batch of B rows is a batch of 3·B aligned triples. Of rows: ``instructed_query``,
         ``document`` and ``hard_negative_document_1``, which is the document itself, and so no negative, where there is none.
+        A record without a twin query repeats one of its two rows in the third place; the document decides which.
     """
     of_rows = set(ROW_COLUMNS) <= set(records.column_names)
-    queries = [("query", "instruction")] if of_rows else [(query, instruction) for query, instruction, _ in TRIPLES]
-    pairs, passages = TRAINING_COLUMNS[: len(queries)], PASSAGE_COLUMNS[: 2 if of_rows else 3]
+    pairs, passages = TRAINING_COLUMNS[: 1 if of_rows else 3], PASSAGE_COLUMNS[: 2 if of_rows else 3]
 
     def view(row: dict[str, str]) -> dict[str, Any]:
+        if of_rows:
+            triples, texts = [("query", "instruction", "passage")], [row["passage"], row["negative"] or row["passage"]]
+        else:
+            triples = list(triples_of(row))
+            if len(triples) < len(TRIPLES):
+                triples.append(triples[zlib.crc32(row["document"].encode()) % len(triples)])
+            texts = [row[passage] for *_, passage in triples]
         instructed = [
-            {"instruction": row[instruction] if instructions else "", "query": row[query]} for query, instruction in queries
+            {"instruction": row[instruction] if instructions else "", "query": row[query]}
+            for query, instruction, _ in triples
         ]
-        texts = [row["passage"], row["negative"] or row["passage"]] if of_rows else [row[name] for name in passages]
         return dict(zip((*pairs, *passages), (*instructed, *texts)))
 
     pair = {"instruction": Value("string"), "query": Value("string")}
@@ -219,7 +236,7 @@ def to_record(row: dict[str, Any], where: str) -> dict[str, str | None]:
     if problem := _problem(row):
         raise RecordError(f"{where}, column {problem}")
     optional = {name: None if row.get(name) in (None, "") else str(row[name]) for name in OPTIONAL_COLUMNS}
-    return optional | {name: row[name] for name in REQUIRED_COLUMNS}
+    return optional | {name: row[name] or None for name in REQUIRED_COLUMNS}
 
 
 def pairs_hint(row: dict[str, Any], source: str) -> str:
@@ -362,7 +379,13 @@ def _problem(record: dict[str, Any]) -> str | None:
     for column in OPTIONAL_COLUMNS:
         if not isinstance(value := record.get(column), str | int | float | None):
             return f"{column!r}: expected text or a number, got {type(value).__name__}"
+    twins = [column for column in TWIN_QUERY_COLUMNS if record[column] not in (None, "")]
+    if len(twins) == 1:
+        other = next(column for column in TWIN_QUERY_COLUMNS if column not in twins)
+        return f"{other!r}: the value is missing, and {twins[0]!r} is not; a record has both or neither"
     for column in REQUIRED_COLUMNS:
+        if column in TWIN_QUERY_COLUMNS and not twins:
+            continue
         value = record[column]
         if value is None:
             return f"{column!r}: the value is null"
@@ -371,6 +394,6 @@ def _problem(record: dict[str, Any]) -> str | None:
         if not value.strip():
             return f"{column!r}: the text is empty"
     for positive, negative in (QUERY_COLUMNS, INSTRUCTION_COLUMNS):
-        if record[positive].strip() == record[negative].strip():
+        if record[negative] and record[positive].strip() == record[negative].strip():
             return f"{negative!r}: the text is the same as in {positive!r}"
     return None

@@ -3,7 +3,7 @@
 The pool is all passages of the records, three each. A record gives three instructed queries, (q+, I+), (q+, I-) and
 (q-, I+), each with its own passage as the only right one, and two changes of instruction for p-MRR: (q+, I+) -> (q+, I-),
 which makes d+ irrelevant, and (q+, I-) -> (q+, I+), which makes d1 irrelevant. The bare queries are scored as well: q+ has
-the right passages d+ and d1, q- has d2.
+the right passages d+ and d1, q- has d2. Of a record without q-, what there is counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sentence_transformers.util import normalize_embeddings
 
 from sentence_transformers_inf.evaluation import metrics
 from sentence_transformers_inf.modules import check_embeddings
-from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
+from sentence_transformers_inf.records import TRIPLES, triples_of
 
 METRIC_NAMES = {
     "p_mrr": "p-MRR",
@@ -123,7 +123,8 @@ class Result:
     Attributes:
         values: For every metric that is a mean over records, its N values times 100 (``p_mrr``, ``pair_accuracy``,
             ``triple_accuracy``, ``ndcg_at_10``, ``recall_at_1``, ``plain_ndcg_at_10``).
-        ranks: N×3×3 ranks in the pool of each record's passages d+, d1, d2 (last axis) under its instructed queries.
+        ranks: N×3×3 ranks in the pool of each record's passages d+, d1, d2 (last axis) under its instructed queries; 0 where
+            a record has no q-.
     """
 
     def __init__(
@@ -131,22 +132,22 @@ class Result:
         values: dict[str, NDArray[np.float64]],
         ranks: NDArray[np.int64],
         instructed_ndcg: NDArray[np.float64],
-        queries: list[str],
+        queries: NDArray[np.object_],
         instruction_types: list[str | None] | None,
     ) -> None:
         self.values = values
         self.ranks = ranks
-        self._instructed_ndcg = instructed_ndcg  # N×3, in [0, 1]
-        self._queries = np.asarray(queries).reshape(-1, len(TRIPLES))  # N×3 bare queries
+        self._instructed_ndcg = instructed_ndcg  # N×3, in [0, 1]; NaN where a record has no q-
+        self._queries = queries  # N×3 bare queries
         self._instruction_types = instruction_types
 
     def means(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
         """The metrics over all records, or over those that the mask chooses, times 100."""
         chosen = np.ones(len(self._queries), dtype=bool) if chosen is None else chosen
         means = {metric: float(values[chosen].mean()) for metric, values in self.values.items()}
-        means["robustness_at_10"] = 100 * metrics.robustness(
-            self._instructed_ndcg[chosen].ravel(), self._queries[chosen].ravel()
-        )
+        instructed = chosen[:, None] & ~np.isnan(self._instructed_ndcg)
+        queries = self._queries[instructed].astype(str)
+        means["robustness_at_10"] = 100 * metrics.robustness(self._instructed_ndcg[instructed], queries)
         return {metric: means[metric] for metric in METRICS}
 
     def per_type(self) -> dict[str, dict[str, float]]:
@@ -175,8 +176,8 @@ def measure(
         records: N records.
         batch_size: Texts encoded at a time.
         show_progress_bar: Show the encoding.
-        passage_embeddings: 3N×d, those of d+, d1 and d2, record by record, where they were made before; ``None``: the model
-            encodes the passages.
+        passage_embeddings: 3N×d, those of d+, d1 and d2, record by record, where they were made before (anything for a d2
+            that a record lacks); ``None``: the model encodes the passages.
 
     Raises:
         BrokenModelError: Embeddings are not finite, or all the same for different texts.
@@ -186,16 +187,15 @@ def measure(
         "show_progress_bar": show_progress_bar,
         "convert_to_tensor": True,
     }
-    columns = {name: records[name] for name in {column for row in TRIPLES for column in row}}
-    queries = [query for record in zip(*(columns[query] for query, _, _ in TRIPLES)) for query in record]
-    instructions = [text for record in zip(*(columns[instruction] for _, instruction, _ in TRIPLES)) for text in record]
-    passages = [passage for record in zip(*(columns[name] for name in PASSAGE_COLUMNS)) for passage in record]
-    pairs = [{"instruction": instruction, "query": query} for instruction, query in zip(instructions, queries)]
+    rows = [(record, triple) for record in records for triple in triples_of(record)]
+    pairs = [{"instruction": record[instruction], "query": record[query]} for record, (query, instruction, _) in rows]
+    queries = [pair["query"] for pair in pairs]
+    passages = [record[passage] for record, (*_, passage) in rows]
     distinct_queries = list(dict.fromkeys(queries))
     passage_vectors = (
         model.encode_document(passages, **options)
         if passage_embeddings is None
-        else torch.from_numpy(np.array(passage_embeddings, dtype=np.float32)).to(model.device)
+        else torch.from_numpy(np.array(passage_embeddings[_present(records).ravel()], dtype=np.float32)).to(model.device)
     )
     return score_embeddings(
         records,
@@ -212,52 +212,66 @@ def score_embeddings(
 
     Args:
         records: N records.
-        instructed: 3N×d, the instructed queries in the order of :data:`~sentence_transformers_inf.records.TRIPLES`, record
-            by record.
+        instructed: R×d, the instructed queries of all rows, as :func:`~sentence_transformers_inf.records.triples_of` has
+            them, record by record; R is 3N where every record has a twin query.
         plain: The embedding (d) of every bare query by its text.
-        passages: 3N×d, d+, d1 and d2, record by record.
+        passages: R×d, the passages of these rows.
 
     Raises:
         BrokenModelError: Embeddings are not finite, or all the same for different texts.
     """
-    n = len(records)
-    queries = [query for record in zip(*(records[query] for query, _, _ in TRIPLES)) for query in record]
-    texts = [passage for record in zip(*(records[name] for name in PASSAGE_COLUMNS)) for passage in record]
+    n, present = len(records), _present(records)
+    columns = [[records[column] for column in of_row] for of_row in TRIPLES]
+    queries = np.array([query for query, _, _ in columns], dtype=object).T  # N×3
+    texts = np.array([passage for *_, passage in columns], dtype=object).T[present].tolist()
     check_embeddings(passages, texts, "passages")
-    check_embeddings(instructed, queries, "instructed queries")
+    check_embeddings(instructed, queries[present].tolist(), "instructed queries")
     check_embeddings(torch.stack(list(plain.values())), list(plain), "plain queries")
     instructed, passages = normalize_embeddings(instructed.float()), normalize_embeddings(passages.float())
 
-    # Ranks of the record's own three passages under each of its instructed queries.
-    own_passages = np.repeat(np.arange(3 * n).reshape(n, 1, 3), 3, axis=1).reshape(3 * n, 3)
-    ranks, scores = _ranks(instructed, passages, own_passages)
-    ranks, scores = ranks.reshape(n, 3, 3), scores.reshape(n, 3, 3)
+    # Ranks of the record's own passages under each of its instructed queries, among the R passages of all.
+    place = np.where(present, np.cumsum(present).reshape(n, 3) - 1, -1)
+    own_passages = np.repeat(place[:, None, :], 3, axis=1)[present]
+    row_ranks, row_scores = _ranks(instructed, passages, np.maximum(own_passages, 0))
+    ranks, scores = np.zeros((n, 3, 3), dtype=np.int64), np.full((n, 3, 3), -np.inf)
+    ranks[present] = np.where(own_passages >= 0, row_ranks, 0)
+    scores[present] = np.where(own_passages >= 0, row_scores, -np.inf)
+    scores[~present[:, 2], 2, 2] = 0.0  # a row that is not there prefers nothing wrongly
     own_ranks = ranks[:, [0, 1, 2], [0, 1, 2]]
-    instructed_ndcg = metrics.ndcg_at_k(own_ranks.reshape(-1, 1), k=10).reshape(n, 3)
+    instructed_ndcg = np.where(present, metrics.ndcg_at_k(own_ranks.reshape(-1, 1), k=10).reshape(n, 3), np.nan)
     # d+ before and after (q+, I+) -> (q+, I-), and d1 before and after (q+, I-) -> (q+, I+).
     changes = metrics.rank_change(ranks[:, [0, 1], [0, 1]], ranks[:, [1, 0], [0, 1]])
 
     # The right passages of a bare query are those of all rows that have it.
     rows_of: dict[str, list[int]] = {}
-    for row, query in enumerate(queries):
+    for row, query in enumerate(queries[present]):
         rows_of.setdefault(query, []).append(row)
     widest = max(len(rows) for rows in rows_of.values())
     relevant = np.array([rows + [-1] * (widest - len(rows)) for rows in rows_of.values()])
     plain_embeddings = normalize_embeddings(torch.stack([plain[query] for query in rows_of]).float())
     plain_ranks, _ = _ranks(plain_embeddings, passages, np.maximum(relevant, 0))
     plain_ndcg = dict(zip(rows_of, metrics.ndcg_at_k(np.where(relevant >= 0, plain_ranks, 0), k=10)))
-    positive, negative = records[TRIPLES[0][0]], records[TRIPLES[2][0]]
 
     values = {
         "p_mrr": changes.mean(axis=1),
         "pair_accuracy": metrics.pair_correct(scores).astype(float),
         "triple_accuracy": metrics.triple_correct(scores).astype(float),
-        "ndcg_at_10": instructed_ndcg.mean(axis=1),
-        "recall_at_1": (own_ranks == 1).mean(axis=1),
-        "plain_ndcg_at_10": np.array([(plain_ndcg[p] + plain_ndcg[q]) / 2 for p, q in zip(positive, negative)]),
+        "ndcg_at_10": np.nanmean(instructed_ndcg, axis=1),
+        "recall_at_1": (own_ranks == 1).sum(axis=1) / present.sum(axis=1),
+        "plain_ndcg_at_10": np.array(
+            [
+                np.mean([plain_ndcg[query] for query in (of_record[0], of_record[2]) if query is not None])
+                for of_record in queries
+            ]
+        ),
     }
     types = list(records["instruction_type"]) if "instruction_type" in records.column_names else None
     return Result({metric: 100 * value for metric, value in values.items()}, ranks, instructed_ndcg, queries, types)
+
+
+def _present(records: Dataset) -> NDArray[np.bool_]:
+    """N×3: whether a record has the row."""
+    return np.array([[True, True, query is not None] for query in records[TRIPLES[2][0]]])
 
 
 def _ranks(queries: torch.Tensor, passages: torch.Tensor, of: NDArray) -> tuple[NDArray, NDArray]:

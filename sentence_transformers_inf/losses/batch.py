@@ -55,7 +55,7 @@ class Plan:
     first_row: int
     """Where this process's rows stand among the R rows of all."""
     not_negative: Tensor
-    """R'×P booleans: row and candidate share a passage, or a query with its instruction."""
+    """R'×P booleans: row and candidate share a passage, a query with its instruction, or a record repeats the row."""
     not_candidate: Tensor
     """R'×m booleans: the candidate is right for the row's passage, or fills a place that the row has no candidate for."""
     plain_query: Tensor
@@ -148,6 +148,9 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
     same_passage = passage_codes[own_rows, None] == passage_codes
     not_negative = same_passage.clone()
     not_negative[:, : len(rows)] |= same_pair
+    # A row that a record has twice, for want of a twin query, is one candidate; it stays the positive of its own row.
+    repeated = _repeated([(at // k, row, passage) for at, (row, passage) in enumerate(zip(rows, right))])
+    not_negative[:, : len(rows)] |= repeated
     known_pairs = _numbers(rows)
     candidate_codes = torch.tensor([[known_pairs.get(pair, -1) for pair in of_row] for of_row in filled])
     # f(I', q) is right for the row's passage where some row of the batch pairs the two, the row itself included.
@@ -161,6 +164,7 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
     e = len(negatives) // len(records)
     answers = torch.cat([same_query, of_record[:, [at // e for at in new]]], dim=1)
     answers |= passage_codes[positive, None] == passage_codes
+    answers[:, : len(rows)] |= repeated
     answers[torch.arange(len(positive)), positive] = False
 
     passage = offset + torch.tensor([passage_number[passage] for passage in right[own_rows]])
@@ -191,3 +195,9 @@ def _codes(values: Sequence[Hashable]) -> Tensor:
     """A number for each value, equal for equal values."""
     numbers = _numbers(values)
     return torch.tensor([numbers[value] for value in values], dtype=torch.long)
+
+
+def _repeated(values: Sequence[Hashable]) -> Tensor:
+    """Whether a value was there before."""
+    first = {value: at for at, value in reversed(list(enumerate(values)))}
+    return torch.tensor([first[value] != at for at, value in enumerate(values)])

@@ -1,0 +1,169 @@
+"""Second passages that exist: for each pair, passages of a corpus that may answer its query as well as its own does.
+
+Candidates come from embeddings and from BM25 (Robertson and Zaragoza 2009) together, by reciprocal rank fusion (Cormack et
+al. 2009). Of those, the ones closest to the query and to the pair's own passage are kept, near copies aside: the pair that
+only an instruction can tell apart (after Dual-View Training, arXiv:2604.18845).
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import bm25s
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Features, List, Value
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from dataset_builder.files import write_parquet, write_text
+from dataset_builder.quality import NEAR, jaccard, normalised, word_pairs, words
+
+CANDIDATES = 3
+"""Passages kept for a pair at most: so many are shown to the writing model, one after the other."""
+
+_DEPTH = 50
+"""Passages that each of the two searches finds."""
+_FUSED = 20
+"""Of them, so many are compared with the pair's own passage."""
+_FUSION = 60
+"""The constant of reciprocal rank fusion."""
+_FREQUENT = 0.1
+"""A word in a larger share of the passages is left out of the search by words: it tells nothing apart, and costs most."""
+_BLOCK = 512
+"""Pairs that are searched at a time, and written into one file."""
+_ADDED = 65_536
+"""Vectors added to the index at a time."""
+_FEATURES = Features({"candidates": List(Value("string"))})
+
+Encode = Callable[[list[str]], NDArray[np.float32]]
+"""Texts to their embeddings (N×d)."""
+
+
+class Miner:
+    """Searches a corpus by embeddings and by words.
+
+    Args:
+        passages: N distinct texts.
+        vectors: N×d, their embeddings; may be memory-mapped. The index holds them once more, in memory.
+    """
+
+    def __init__(self, passages: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        self.passages = passages
+        self.vectors = vectors
+        self._row_of = {passage: row for row, passage in enumerate(passages)}
+        self._index = faiss.IndexFlatIP(vectors.shape[1])
+        for start in range(0, len(vectors), _ADDED):
+            self._index.add(_unit(vectors[start : start + _ADDED]))
+        self._tokenizer = bm25s.tokenization.Tokenizer(lower=False, splitter=words, stopwords=None)
+        tokens = self._tokenizer.tokenize(passages, return_as="tuple", show_progress=False)
+        self._bm25 = bm25s.BM25()
+        self._bm25.index(tokens, show_progress=False)
+        counts = Counter(token for of_passage in tokens.ids for token in set(of_passage))
+        self._frequent = {token for token, count in counts.items() if count > _FREQUENT * len(passages)}
+
+    def find(self, queries: list[str], query_vectors: NDArray[np.float32], known: Sequence[str]) -> list[list[str]]:
+        """For each query, at most :data:`CANDIDATES` passages, the best first.
+
+        Args:
+            queries: Q queries.
+            query_vectors: Q×d, their embeddings.
+            known: The passage that is known to answer each; it is one of the corpus.
+        """
+        depth = min(_DEPTH, len(self.passages))
+        query_vectors = _unit(query_vectors)
+        _, by_vectors = self._index.search(query_vectors, depth)
+        tokens = self._tokenizer.tokenize(queries, update_vocab=False, allow_empty=False, show_progress=False)
+        by_words = [self._by_words([token for token in of_query if token not in self._frequent]) for of_query in tokens]
+        found = zip(query_vectors, by_vectors.tolist(), by_words, known)
+        return [self._closest(*of_query) for of_query in found]
+
+    def _by_words(self, tokens: list[int]) -> list[int]:
+        """The best passages by BM25, of those that hold one of the words."""
+        if not tokens:
+            return []
+        scores = self._bm25.get_scores(tokens)
+        holding = np.flatnonzero(scores > 0)
+        if len(holding) > _DEPTH:  # by score, then by row: ties must not depend on how the array is partitioned
+            least = np.partition(scores[holding], -_DEPTH)[-_DEPTH]
+            holding = holding[scores[holding] >= least]
+        best = holding[np.argsort(-scores[holding], kind="stable")[:_DEPTH]]
+        return [int(row) for row in best]
+
+    def _closest(self, query: NDArray[np.float32], by_vectors: list[int], by_words: list[int], known: str) -> list[str]:
+        scores: dict[int, float] = {}
+        for ranking in (by_vectors, by_words):
+            for rank, row in enumerate(ranking, start=1):
+                scores[row] = scores.get(row, 0.0) + 1 / (_FUSION + rank)
+        rows = sorted(scores, key=lambda row: (-scores[row], row))[:_FUSED]
+        near = _unit(self.vectors[rows]) @ (query + _unit(self.vectors[[self._row_of[known]]])[0])
+        seen, texts = [(normalised(known), word_pairs(known))], []
+        for at in np.argsort(-near, kind="stable"):
+            text = self.passages[rows[at]]
+            plain, pairs = normalised(text), word_pairs(text)
+            if any(plain == earlier or jaccard(pairs, of_earlier) >= NEAR for earlier, of_earlier in seen):
+                continue
+            seen.append((plain, pairs))
+            texts.append(text)
+            if len(texts) == CANDIDATES:
+                break
+        return texts
+
+
+def mine(
+    folder: Path,
+    pairs: Iterator[tuple[str, str]],
+    total: int,
+    passages: Sequence[str],
+    embed_passages: Encode,
+    embed_queries: Encode,
+) -> Iterator[list[str]]:
+    """Candidates for each pair, in order.
+
+    What was found is kept in ``folder``, a file for every few hundred pairs, and not searched again by a later call with the
+    same pairs and passages.
+
+    Args:
+        folder: Where to keep it.
+        pairs: (query, passage) of each pair.
+        total: How many they are.
+        passages: The distinct passages of the corpus, those of the pairs among them.
+        embed_passages: Called once, with ``passages``.
+        embed_queries: Called with a few hundred queries at a time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    miner: Miner | None = None
+    with tqdm(total=total, desc="Mining", unit="pair", disable=None) as bar:
+        for number in range(0, total, _BLOCK):
+            block = list(islice(pairs, _BLOCK))
+            path = folder / f"{number:09d}.parquet"
+            if not path.is_file():
+                miner = miner or Miner(passages, embed_passages(list(passages)))
+                queries = [query for query, _ in block]
+                found = miner.find(queries, embed_queries(queries), [passage for _, passage in block])
+                write_parquet(path, _FEATURES, ({"candidates": texts} for texts in found))
+            yield from pq.read_table(path).column("candidates").to_pylist()
+            bar.update(len(block))
+
+
+def bind(folder: Path, passages: Sequence[str], settings: str) -> None:
+    """Empty the folder of what was mined unless it is of these passages and settings."""
+    digest = hashlib.sha256(settings.encode())
+    for passage in passages:
+        digest.update(hashlib.sha256(passage.encode()).digest())
+    note = folder / "corpus.sha256"
+    if not note.is_file() or note.read_text(encoding="utf-8") != digest.hexdigest():
+        for path in folder.glob("*.parquet"):
+            path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(note, digest.hexdigest())
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows (N×d) of unit length; a row of zeros stays one."""
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, 1e-12)

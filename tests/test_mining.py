@@ -1,0 +1,82 @@
+"""Second passages are found by meaning and by words, the same ones again after any interruption."""
+
+import numpy as np
+import pytest
+
+from dataset_builder.mining import CANDIDATES, Miner, bind, mine
+from dataset_builder.quality import NEAR, jaccard, word_pairs
+
+TOPICS = ("otters", "bridges", "sourdough", "violins", "glaciers", "tax", "bees", "sails")
+CORPUS = [
+    f"{aspect} of {topic}: what {reader} should know about {topic} and its {aspect}, told in {number} short parts"
+    for number, topic in enumerate(TOPICS)
+    for aspect in ("history", "price", "care")
+    for reader in ("children", "experts")
+]
+
+
+def embed(texts):
+    """A vector a text: its words' own random ones, added up."""
+    vectors = [
+        sum(np.random.default_rng(sum(map(ord, word))).standard_normal(64) for word in text.split()) for text in texts
+    ]
+    return np.array(vectors, dtype=np.float32)
+
+
+def pairs(count=40):
+    return [(f"price of {TOPICS[n % len(TOPICS)]}", CORPUS[(6 * n + 2) % len(CORPUS)]) for n in range(count)]
+
+
+def test_candidates_answer_the_query_and_are_no_copies():
+    miner = Miner(CORPUS, embed(CORPUS))
+    queries, known = zip(*pairs(8))
+    for query, passage, found in zip(queries, known, miner.find(list(queries), embed(queries), known)):
+        topic = query.split()[-1]
+        assert 1 <= len(found) <= CANDIDATES
+        assert topic in found[0]
+        texts = [passage, *found]
+        assert len(set(texts)) == len(texts)
+        assert all(jaccard(word_pairs(a), word_pairs(b)) < NEAR for a in texts for b in texts if a != b)
+
+
+def test_words_find_what_vectors_miss():
+    rare = "the zymurgist keeps one record of everything"
+    corpus = [*(f"{text} {n}" for n in range(3) for text in CORPUS), rare]
+    vectors = embed(corpus)
+    query = -vectors[-1:]  # as far from the passage as can be
+    miner = Miner(corpus, vectors)
+    known = [corpus[int(np.argmax(vectors[:-1] @ query[0]))]]
+    assert rare not in miner.find(["history"], query, known)[0]
+    vectors[-1] = query[0]  # the passage is closest now, but the index does not know
+    assert rare in miner.find(["zymurgist"], query, known)[0]
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 2])
+def test_an_interrupted_search_goes_on(tmp_path, monkeypatch, dies_at):
+    monkeypatch.setattr("dataset_builder.mining._BLOCK", 16)
+    whole = list(mine(tmp_path / "whole", iter(pairs()), 40, CORPUS, embed, embed))
+    searched = []
+
+    def embed_queries(texts):
+        if len(searched) == dies_at:
+            raise KeyboardInterrupt
+        searched.append(texts)
+        return embed(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(mine(tmp_path / "cut", iter(pairs()), 40, CORPUS, embed, embed_queries))
+    again = []
+    found = list(mine(tmp_path / "cut", iter(pairs()), 40, CORPUS, embed, lambda texts: again.append(texts) or embed(texts)))
+    assert found == whole
+    assert len(again) == 3 - dies_at
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes() for name in files)
+
+
+def test_another_corpus_is_searched_anew(tmp_path):
+    bind(tmp_path, CORPUS, "model a")
+    list(mine(tmp_path, iter(pairs(4)), 4, CORPUS, embed, embed))
+    bind(tmp_path, CORPUS, "model a")
+    assert list(tmp_path.glob("*.parquet"))
+    bind(tmp_path, CORPUS[1:], "model a")
+    assert not list(tmp_path.glob("*.parquet"))
