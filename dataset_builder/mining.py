@@ -166,4 +166,4 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows (N×d) of unit length; a row of zeros stays one."""
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, 1e-12)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)

@@ -20,6 +20,7 @@ EXTRAS = {
     "eval": ("matplotlib", "mteb"),
     "lora": ("peft",),
     "llm": ("xllamacpp",),
+    "mine": ("bm25s", "faiss"),
     "scale": ("datatrove", "ray"),
     "playground": ("gradio",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),

@@ -10,13 +10,12 @@ from typing import Any
 
 from sentence_transformers_inf.evaluation.elsewhere import HELP_CENTRE
 from sentence_transformers_inf.evaluation.narratives import BUNDLED_TOPICS, read_topics
+from sentence_transformers_inf.reading import is_table, read_table
 from sentence_transformers_inf.records import (
     INSTRUCTION_TYPES,
     PASSAGE_COLUMNS,
     REQUIRED_COLUMNS,
-    columns_of,
     load_records,
-    read_source,
 )
 from sentence_transformers_inf.search import read_passages
 
@@ -109,9 +108,10 @@ def read_corpus(source: str) -> Corpus:
         return _of_narratives()
     if source == "help-centre":
         return _of_help_centre()
-    is_table = Path(source).suffix in (".jsonl", ".parquet") and Path(source).is_file()
-    if is_table and set(REQUIRED_COLUMNS) <= columns_of(read_source(source, None, ())[0]):
-        return _of_records(load_records(source))
+    if is_table(source) and Path(source).is_file():
+        _, first = next(read_table(Path(source)), ("", {}))
+        if set(REQUIRED_COLUMNS) <= first.keys():
+            return _of_records(load_records(source))
     passages = read_passages(source)
     return Corpus(passages, [""] * len(passages), [""] * len(passages))
 
@@ -123,9 +123,10 @@ def _of_records(records: Iterable[Mapping[str, Any]]) -> Corpus:
     examples: list[Example] = []
     for record in records:
         first, kind, topic = len(passages), record.get("instruction_type") or "", record.get("topic") or ""
-        passages += [record[column] for column in PASSAGE_COLUMNS]
-        kinds += [kind] * len(PASSAGE_COLUMNS)
-        topics += [topic] * len(PASSAGE_COLUMNS)
+        of_record = [record[column] for column in PASSAGE_COLUMNS if record[column] is not None]
+        passages += of_record
+        kinds += [kind] * len(of_record)
+        topics += [topic] * len(of_record)
         told = (record["instruction_positive"], record["instruction_negative"])
         examples += _pair(kind, record["query_positive"], told, first)
     return Corpus(passages, kinds, topics, tuple(examples))
