@@ -243,7 +243,7 @@ class BatchTransport:
         found: dict[str, Answer | NoAnswer | Refused] = {}
         for file in () if batch is None else (batch.output_file_id, batch.error_file_id):
             for line in (await self._content(file)).split(b"\n") if isinstance(file, str) else ():
-                if (row := _read_row(line, models, self._prices)) is None or isinstance(found.get(row[0]), Answer):
+                if (row := read_row(line, models, self._prices)) is None or isinstance(found.get(row[0]), Answer):
                     continue
                 key, result, certain = row
                 found[key] = result
@@ -277,7 +277,7 @@ def _identifier(thing: Any) -> str | None:
     return identifier if isinstance(identifier, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", identifier) else None
 
 
-def _read_row(line: bytes, models: _Models, prices: Prices) -> tuple[str, Answer | NoAnswer | Refused, bool] | None:
+def read_row(line: bytes, models: _Models, prices: Prices) -> tuple[str, Answer | NoAnswer | Refused, bool] | None:
     """(request, answer or what became of it, whether its usage is told) in a line of a job's files, if there is one."""
     try:  # whatever goes wrong in here is the server's doing
         row = json.loads(line)

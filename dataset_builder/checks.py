@@ -65,11 +65,11 @@ def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = 
             if where.setdefault(normalised(record["query_positive"]), split) != split:
                 report.add("error", "a query in two splits", name)
             columns = ("query_positive", "query_negative", "instruction_positive", "instruction_negative")
-            if any(not evaluation.isdisjoint(runs(record[column], NGRAM)) for column in columns):
+            if any(not evaluation.isdisjoint(runs(record[column] or "", NGRAM)) for column in columns):
                 report.add("error", f"{NGRAM} words of an evaluation text", name)
     for split, records in splits.items():
         for number, record in enumerate(records):
-            if where.get(normalised(record["query_negative"]), split) != split:
+            if where.get(normalised(record["query_negative"] or ""), split) != split:
                 name = f"{split}/{record.get('id') or number + 1}"
                 report.add("warning", "a twin query that is a query of another split", name)
     return report

@@ -14,7 +14,7 @@ from datasets import Dataset
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from dataset_builder import stages
+from dataset_builder import contrast, stages
 from dataset_builder.errors import BadAnswer
 from dataset_builder.files import write_text
 from dataset_builder.language_model import LanguageModel, Limits
@@ -23,7 +23,7 @@ from dataset_builder.live import OPENAI_URL, LiveTransport, connect
 from dataset_builder.prices import Prices
 from dataset_builder.run import asker, drive, run_sync
 from sentence_transformers_inf.reading import read_json_lines
-from sentence_transformers_inf.records import PASSAGE_COLUMNS, TRIPLES
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, TWIN_QUERY_COLUMNS, triples_of
 
 RELEVANCE_QUESTION = (
     "You are an expert Google searcher, whose job is to determine if the following document is relevant to the query "
@@ -74,7 +74,8 @@ def judge_with_server(
             if language_model.stopped is not None:
                 return
             try:
-                judged = await stages.judge({**record, "id": _name(record, number)}, ask, seed, pairwise)
+                judge = stages.judge if record[TWIN_QUERY_COLUMNS[0]] is not None else contrast.judge
+                judged = await judge({**record, "id": _name(record, number)}, ask, seed, pairwise)
                 answers[number] = judged["judge_answers"]
             except BadAnswer:
                 failed += 1
@@ -148,8 +149,9 @@ def _judge_each(records: Dataset, model: str, labels: Path, judge: Callable[[str
     """Judge the three instructed queries of each record, with its three passages."""
     answers = {}
     for number, record in enumerate(tqdm(records, desc="Records", disable=None)):
-        passages = [record[name] for name in PASSAGE_COLUMNS]
-        queries = [f"{record[query]} {record[instruction]}" for query, instruction, _ in TRIPLES]
+        triples = triples_of(record)
+        passages = [record[passage] for *_, passage in triples]
+        queries = [f"{record[query]} {record[instruction]}" for query, instruction, _ in triples]
         answers[_name(record, number)] = [judge(query, passages) for query in queries]
     _add_labels(labels, model, answers)
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dataset_builder import chat
+from dataset_builder.batch_files import FileTransport
 from dataset_builder.batches import BatchTransport
 from dataset_builder.chat import AnswerType, Request
 from dataset_builder.errors import BadAnswer, NoAnswer, Refused, Stop
@@ -35,6 +36,8 @@ MAX_UNANSWERED = 20
 
 GRACE = 10.0
 """Seconds that requests in flight have to come home after an interrupt."""
+
+_REMEDY = "raise it and run the same command to go on"
 
 _OPTIONAL = {
     "response_format": ("response_format", "json_schema", "structured output"),
@@ -103,7 +106,12 @@ class LanguageModel:
     """Structured answers, each paid for once; ``url`` is the server's."""
 
     def __init__(
-        self, transport: LiveTransport | BatchTransport, ledger: Ledger, prices: Prices, limits: Limits, url: str
+        self,
+        transport: LiveTransport | BatchTransport | FileTransport,
+        ledger: Ledger,
+        prices: Prices,
+        limits: Limits,
+        url: str,
     ) -> None:
         self.stopped: Stop | None = None
         self.grace: float | None = None
@@ -225,13 +233,19 @@ class LanguageModel:
                 if self.stopped is not None:
                     raise self.stopped
                 if self._limits.max_requests is not None and self._sent >= self._limits.max_requests:
-                    raise self.stop(f"the limit of {self._limits.max_requests} requests is reached", budget=True)
+                    raise self.stop(
+                        f"the limit of {self._limits.max_requests} requests is reached; {_REMEDY}",
+                        budget=True,
+                    )
                 budget = self._limits.max_cost
                 if budget is None or self.usage.cost + self._reserved + most <= budget:
                     break
                 if self._reserved <= 1e-12:
                     used = f"${self.usage.cost:.4f} so far, and the next request may cost ${most:.4f}"
-                    raise self.stop(f"the budget of ${budget:g} is used up ({used})", budget=True)
+                    raise self.stop(
+                        f"the budget of ${budget:g} is used up ({used}); {_REMEDY}",
+                        budget=True,
+                    )
                 await self._settled.wait()
             self._reserved += most
             self._sent += 1

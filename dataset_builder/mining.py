@@ -156,7 +156,7 @@ def bind(folder: Path, passages: Sequence[str], settings: str) -> None:
         digest.update(hashlib.sha256(passage.encode()).digest())
     note = folder / "corpus.sha256"
     if not note.is_file() or note.read_text(encoding="utf-8") != digest.hexdigest():
-        for path in folder.glob("*.parquet"):
+        for path in folder.glob("[0-9]*.parquet"):
             path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         write_text(note, digest.hexdigest())

@@ -1,7 +1,10 @@
 """The first step of a build: read the source once, and estimate what the build will take."""
 
 import hashlib
+import itertools
 import json
+import shutil
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -11,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import Features, Value
+from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
-from dataset_builder import stages
+from dataset_builder import contrast, stages
 from dataset_builder.chat import estimate_tokens, reasons, text_tokens
 from dataset_builder.files import ROW_GROUP, locked, write_parquet, write_text
 from dataset_builder.language_model import Limits
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates
-from dataset_builder.sources import Pair, read_pairs
+from dataset_builder.sources import Pair, read_corpus, read_pairs
 
 _PAIRS = Features(dict.fromkeys(("id", "query", "passage", "instruction_type", "form", "duplicate_of"), Value("string")))
+_MINED_PAIRS = Features({**_PAIRS, "candidates": List(Value("string"))})
 _MEASURED = 200
+_TRIED = 1.4
+"""Candidates that are shown to the writing model until one answers the query."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,14 @@ class Settings:
         type_weights: Weight of each instruction type; those left out get none. ``None``: evenly.
         max_passage_words: Words of the longest query or passage that is worked on; ``None``:
             :func:`~dataset_builder.models.longest_passage`.
+        passages: ``written`` (the model writes the passages of the twins) or ``mined`` (a second passage that exists, and no
+            twin query; see :mod:`dataset_builder.mining`).
+        corpus: What is mined, as :func:`~dataset_builder.sources.read_corpus` reads it, beside the passages of the pairs;
+            ``None``: those alone.
+        base: The embedding model that mines: a Hub id or a folder; ``None``: the bundled one.
 
     Raises:
-        ValueError: A judge mode or an instruction type that there is not, or no positive weight.
+        ValueError: A judge mode, a kind of passages or an instruction type that there is not, or no positive weight.
     """
 
     pairs: str
@@ -61,8 +72,15 @@ class Settings:
     effort: str = "medium"
     type_weights: dict[str, float] | None = None
     max_passage_words: int | None = None
+    passages: str = "written"
+    corpus: str | None = None
+    base: str | None = None
 
     def __post_init__(self) -> None:
+        if self.passages not in ("written", "mined"):
+            raise ValueError(f"the passages must be 'written' or 'mined', got {self.passages!r}")
+        if self.passages == "written" and (self.corpus or self.base):
+            raise ValueError("a corpus and a base are for mining: leave them out, or ask for mined passages")
         if self.judge_mode not in ("choice", "pairwise"):
             raise ValueError(f"the judge mode must be 'choice' or 'pairwise', got {self.judge_mode!r}")
         stages.draw_type_and_form("", 0, self.type_weights)
@@ -94,13 +112,17 @@ def prepare(folder: Path, settings: Settings, tasks: int = 1) -> int:
                 split=settings.split, limit=settings.limit, sample=settings.sample, seed=settings.seed,
             )  # fmt: skip
             fresh = path.with_name("pairs.new.parquet")
-            write_parquet(fresh, _PAIRS, _prepared(pairs, settings))
+            if settings.passages == "mined":
+                write_parquet(fresh, _MINED_PAIRS, _mined(folder / "work", pairs, settings))
+            else:
+                write_parquet(fresh, _PAIRS, _prepared(pairs, settings))
             if earlier is not None and _hash(fresh) != earlier["pairs_sha256"]:
                 raise ValueError(
                     f"{path} is not as it was written, and {settings.pairs} has other pairs than when this build began: "
                     "give the source back as it was, or name another output folder"
                 )
             fresh.replace(path)
+            shutil.rmtree(folder / "work" / "mined", ignore_errors=True)
         if earlier is None:
             build = wanted | {"pairs_sha256": _hash(path), "build": uuid.uuid4().hex}
             write_text(folder / "work" / "build.json", json.dumps(build, indent=2) + "\n")
@@ -137,12 +159,13 @@ def _hash(path: Path) -> str:
 
 def _prepared(pairs: Iterator[Pair], settings: Settings) -> Iterator[dict[str, Any]]:
     duplicates = Duplicates()
+    forms = contrast.FORMS if settings.passages == "mined" else stages.FORMS
     seen: Counter[str] = Counter()
     for pair in tqdm(pairs, desc="Pairs", unit="pair", disable=None):
         seen[pair.id] += 1
         identifier = pair.id if seen[pair.id] == 1 else f"{pair.id}#{seen[pair.id]}"
         found = duplicates.add(identifier, f"{pair.query}\n{pair.passage}")
-        instruction_type, form = stages.draw_type_and_form(identifier, settings.seed, settings.type_weights)
+        instruction_type, form = stages.draw_type_and_form(identifier, settings.seed, settings.type_weights, forms)
         yield {
             "id": identifier,
             "query": pair.query,
@@ -153,6 +176,39 @@ def _prepared(pairs: Iterator[Pair], settings: Settings) -> Iterator[dict[str, A
         }
     if not seen:
         raise ValueError(f"{settings.pairs}: there are no pairs in it")
+
+
+def _mined(work: Path, pairs: Iterator[Pair], settings: Settings) -> Iterator[dict[str, Any]]:
+    """The prepared pairs with their candidates for a second passage. What an interrupted call has found is not searched
+    again."""
+    from dataset_builder import mining  # whose packages come with an extra
+    from sentence_transformers_inf.corpora import bundled_base
+    from sentence_transformers_inf.modules import load_instruction_model
+    from sentence_transformers_inf.modules.fingerprint import fingerprint
+    from sentence_transformers_inf.passages import encode_passages
+
+    folder = work / "mined"
+    folder.mkdir(exist_ok=True)
+    source = folder / "source.parquet"
+    write_parquet(source, _PAIRS, _prepared(pairs, settings))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        return (row for batch in pq.ParquetFile(source).iter_batches(ROW_GROUP) for row in batch.to_pylist())
+
+    corpus = () if settings.corpus is None else read_corpus(settings.corpus, settings.split)
+    passages = list(dict.fromkeys(itertools.chain(corpus, (row["passage"] for row in rows()))))
+    model = load_instruction_model(settings.base or bundled_base())
+    mining.bind(folder, passages, f"{fingerprint(model)} {_hash(source)}")
+    found = mining.mine(
+        folder,
+        ((row["query"], row["passage"]) for row in rows()),
+        pq.ParquetFile(source).metadata.num_rows,
+        passages,
+        lambda texts: encode_passages(model, texts, show_progress=sys.stderr.isatty()),
+        lambda texts: model.encode_query(texts, show_progress_bar=False),
+    )
+    for row, candidates in zip(rows(), found):
+        yield row | {"candidates": candidates}
 
 
 def read_prepared(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -184,14 +240,18 @@ def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -
     """Requests, tokens, price and time of a prepared build, as if every record reached the judge.
 
     The first 200 pairs are measured. Assumed: a token for four ASCII characters or three bytes of others, instructions of 40
-    tokens, passages as long as the source's, 12 tokens for an answer of the judge and 600 more where it is
-    known to reason, 2 s for an answer and 6 s for a reasoned one.
+    tokens, passages as long as the source's, 1.4 mined passages tried for a pair, 12 tokens for an answer of the judge, 600
+    more where it is known to reason, 2 s for an answer and 6 s for a reasoned one.
 
     Raises:
         ValueError: The price of a model is not known.
     """
-    pairs = (pair for _, pair in read_prepared(folder) if pair["duplicate_of"] is None)
-    judged = 3 if settings.judge_mode == "choice" else 9
+    is_mined = settings.passages == "mined"
+    pairs = (
+        pair for _, pair in read_prepared(folder) if pair["duplicate_of"] is None and (not is_mined or pair["candidates"])
+    )
+    pairwise = settings.judge_mode == "pairwise"
+    judged = (4 if is_mined else 9) if pairwise else (1 if is_mined else 3)
     used = {settings.model: [0, 0], settings.judge: [0, 0]}
     measured = list(islice(pairs, _MEASURED))
     words = " ".join(["word"] * 30)
@@ -201,22 +261,25 @@ def estimate(folder: Path, settings: Settings, limits: Limits, prices: Prices) -
         document, query = pair["passage"], pair["query"]
         values = start_record(pair) | constants | {"query_negative": query, "query": query}
         values |= {"hard_negative_document_1": document, "hard_negative_document_2": document}
-        values["passages"] = [document] * (3 if judged == 3 else 1)
-        for prompt, answer, times in (
-            ("instruct", 50, 1),
-            ("poison", 70, 1),
-            ("write", 20 + 2 * text_tokens(document), 1),
-            ("judge" if judged == 3 else "judge_pairwise", 12 + (600 if reasons(settings.judge) else 0), judged),
-        ):
+        values["passages"] = [document] * 3
+        writing: list[tuple[str, int, float]] = [
+            ("instruct", 50, 1), ("poison", 70, 1), ("write", 20 + 2 * text_tokens(document), 1)
+        ]  # fmt: skip
+        judging = "judge_pairwise" if pairwise else "judge"
+        if is_mined:
+            values |= {"kinds": words, "instructions": [words] * 2}
+            values["passages"] = [contrast.shorten(text, query) for text in (document, pair["candidates"][0])]
+            writing, judging = [("contrast", 110, _TRIED)], judging if pairwise else "judge_both"
+        for prompt, answer, times in [*writing, (judging, 12 + (600 if reasons(settings.judge) else 0), judged)]:
             tokens = used[settings.judge if prompt.startswith("judge") else settings.model]
-            tokens[0] += times * estimate_tokens(stages.render(prompt, values))
-            tokens[1] += times * answer
+            tokens[0] += round(times * estimate_tokens(stages.render(prompt, values)))
+            tokens[1] += round(times * answer)
     total = len(measured) + sum(1 for _ in pairs)
     scale = total / max(len(measured), 1)
-    requests = total * (3 + judged)
+    requests = round(total * ((_TRIED if is_mined else 3) + judged))
     prompt_tokens = round(scale * sum(tokens[0] for tokens in used.values()))
     completion_tokens = round(scale * sum(tokens[1] for tokens in used.values()))
-    seconds = total * (3 * 2 + judged * (6 if reasons(settings.judge) else 2)) / limits.concurrency
+    seconds = total * ((_TRIED if is_mined else 3) * 2 + judged * (6 if reasons(settings.judge) else 2)) / limits.concurrency
     if limits.rpm:
         seconds = max(seconds, 60 * requests / limits.rpm)
     if limits.tpm:

@@ -121,7 +121,7 @@ def _diversity(splits: datasets.DatasetDict) -> dict[str, dict[str, float]]:
     """By column: the number of texts looked at, the share of distinct ones, distinct-1 and distinct-2."""
     found = {}
     for column in ("query_positive", "query_negative", "instruction_positive", "instruction_negative"):
-        texts = list(itertools.islice((text for data in splits.values() for text in data[column]), _SAMPLE))
+        texts = list(itertools.islice((text for data in splits.values() for text in data[column] if text), _SAMPLE))
         if texts:
             measures = {"distinct": len({normalised(text) for text in texts}) / len(texts)}
             measures |= {f"distinct_{n}": count_ngrams(texts, n).distinct_share for n in (1, 2)}

@@ -91,10 +91,12 @@ def passage_words(document: str) -> tuple[int, int]:
 def tuple_problem(record: dict[str, Any]) -> str | None:
     """Why a tuple is not worth judging, with the column: ``equal twins``, ``wrong length``, ``quotes a passage``,
     ``names the instruction`` or ``near copy``; ``None`` if nothing is found."""
-    for positive, negative in (("query_positive", "query_negative"), ("instruction_positive", "instruction_negative")):
+    is_mined = record["query_negative"] is None  # then the passages were there before, and only the instructions are new
+    twins = [("instruction_positive", "instruction_negative")]
+    for positive, negative in twins if is_mined else [("query_positive", "query_negative"), *twins]:
         if normalised(record[positive]) == normalised(record[negative]):
             return f"equal twins: {negative}"
-    if not normalised(record["query_negative"]):
+    if not is_mined and not normalised(record["query_negative"]):
         return "wrong length: query_negative"
     for column in ("instruction_positive", "instruction_negative"):
         low, high = INSTRUCTION_WORDS
@@ -102,21 +104,22 @@ def tuple_problem(record: dict[str, Any]) -> str | None:
         if len(found) < low or sum(_lengths(found)) > high * CHARACTERS_PER_WORD:
             return f"wrong length: {column}"
     low, high = passage_words(record["document"])
-    written = ("hard_negative_document_1", "hard_negative_document_2")
+    others = ("hard_negative_document_1",) if is_mined else ("hard_negative_document_1", "hard_negative_document_2")
+    written = () if is_mined else others
     for column in written:
         if not low <= len(words(record[column])) <= high:
             return f"wrong length: {column}"
     for column in ("instruction_positive", "instruction_negative"):
         said = set(runs(record[column], QUOTED_WORDS))
-        if any(not said.isdisjoint(runs(record[passage], QUOTED_WORDS)) for passage in ("document", *written)):
+        if any(not said.isdisjoint(runs(record[passage], QUOTED_WORDS)) for passage in ("document", *others)):
             return f"quotes a passage: {column}"
     for column in written:
         if _NAMING.search(record[column]):
             return f"names the instruction: {column}"
-    shingles = [word_pairs(record[column]) for column in ("document", *written)]
-    for first, second, column in ((0, 1, written[0]), (0, 2, written[1]), (1, 2, written[1])):
+    shingles = {column: word_pairs(record[column]) for column in ("document", *others)}
+    for first, second in itertools.combinations(shingles, 2):
         if jaccard(shingles[first], shingles[second]) >= NEAR:
-            return f"near copy: {column}"
+            return f"near copy: {second}"
     return None
 
 

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 
-from dataset_builder import stages
+from dataset_builder import contrast, stages
+from dataset_builder.batch_files import FileTransport
 from dataset_builder.batches import BatchTransport
 from dataset_builder.chat import Request
 from dataset_builder.errors import BadAnswer, Stop
@@ -73,16 +74,24 @@ def asker(model: LanguageModel, writer: str, judge: str, temperature: float, see
 
 async def build_tuple(pair: dict[str, Any], ask: stages.Ask, settings: Settings) -> tuple[str, str, dict[str, Any]]:
     """Take one pair, a row of ``pairs.parquet``, through all stages: (``kept`` or ``rejected``, why, the tuple)."""
+    is_mined = settings.passages == "mined"  # then passages are shown in part
     longest = settings.max_passage_words or longest_passage(settings.model, settings.judge)
-    for name in ("query", "passage"):
+    for name in ("query",) if is_mined else ("query", "passage"):
         if len(words(pair[name])) > longest:
             return "rejected", f"longer than {longest:,} words: {name}", {}
-    record = await stages.instruct(start_record(pair), ask)
-    record = await stages.poison(record, ask)
-    record = await stages.write(record, ask)
+    if is_mined:
+        contrasted = await contrast.contrast(start_record(pair), pair["candidates"], ask)
+        if contrasted is None:
+            return "rejected", contrast.NO_SECOND, {}
+        record = contrasted
+    else:
+        record = await stages.instruct(start_record(pair), ask)
+        record = await stages.poison(record, ask)
+        record = await stages.write(record, ask)
     if (problem := tuple_problem(record)) is not None:
         return "rejected", problem, record
-    record = await stages.judge(record, ask, settings.seed, pairwise=settings.judge_mode == "pairwise")
+    judge = contrast.judge if is_mined else stages.judge
+    record = await judge(record, ask, settings.seed, pairwise=settings.judge_mode == "pairwise")
     problem = stages.verdict(record["judge_answers"])
     return ("kept", "", record) if problem is None else ("rejected", problem, record)
 
@@ -96,6 +105,7 @@ async def run(
     base_url: str | None = None,
     batch: bool = False,
     batch_poll: float = 30.0,
+    batch_files: Path | None = None,
     retry_failed: bool = False,
     rank: int = 0,
     tasks: int = 1,
@@ -110,9 +120,10 @@ async def run(
         base_url: An OpenAI-compatible server; ``None`` for OpenAI's.
         batch: Go through the Batch API.
         batch_poll: Seconds between two looks at a job.
+        batch_files: Ask no server: write questions into this folder, and read the answers that are there.
         retry_failed: Take records that failed before through the stages again.
         show_progress: Show a progress bar.
-        log: Called with one line about a job of the Batch API.
+        log: Called with one line about a job of the Batch API, or a file of answers.
 
     Returns:
         Where the run stands in the end.
@@ -133,13 +144,21 @@ async def run(
         with contextlib.ExitStack() as stack:
             if tasks == 1:  # whoever started the tasks of an executor holds the folder
                 stack.enter_context(locked(folder))
-            client = connect(base_url, limits.timeout, limits.concurrency)  # first, as it checks the key
+            client = None if batch_files else connect(base_url, limits.timeout, limits.concurrency)  # checks the key first
             ledger = stack.enter_context(contextlib.closing(Ledger(path, build)))
-            async with client:
-                transport: LiveTransport | BatchTransport = LiveTransport(client, ledger, prices)
-                if batch:
+            async with contextlib.nullcontext() if client is None else client:
+                transport: LiveTransport | BatchTransport | FileTransport
+                if client is None:
+                    assert batch_files is not None
+                    transport = FileTransport(batch_files, ledger, prices, log)
+                    transport.read_answers()
+                    stack.callback(transport.end)
+                elif batch:
                     transport = BatchTransport(client, ledger, prices, batch_poll, limits.batch_tokens, log)
-                model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
+                else:
+                    transport = LiveTransport(client, ledger, prices)
+                address = str(batch_files) if batch_files else base_url or OPENAI_URL
+                model = LanguageModel(transport, ledger, prices, limits, address)
                 if isinstance(transport, BatchTransport):
                     await drive(transport.resume, 1, model, log)
                     model.recount()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers_inf.reading import find_file, is_table, read_beir_texts, read_qrels, read_table
+from sentence_transformers_inf.search import passage_of, read_passages
 
 MS_MARCO = "microsoft/ms_marco"
 """Hub id of MS MARCO; its configuration ``v2.1`` is read, and of each query the passages with ``is_selected``."""
@@ -59,6 +60,35 @@ def read_pairs(
             raise ValueError(f"{name} must be at least 1, got {value}")
     pairs = islice(_pairs(source, query_column, passage_column, split), limit)
     return pairs if sample is None else _sampled(pairs, sample, seed)
+
+
+def read_corpus(source: str | Path, split: str = "train") -> Iterator[str]:
+    """Read the passages of a corpus, one at a time.
+
+    Args:
+        source: A BEIR folder (its ``corpus.jsonl``), a file as :func:`~sentence_transformers_inf.search.read_passages` has
+            it, or the id of a Hub dataset with a column ``text``, ``passage`` or ``document``.
+        split: Of a Hub dataset.
+
+    Raises:
+        ValueError: No such column, or an empty passage.
+        FileNotFoundError: No such file, folder or Hub dataset.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if (corpus := find_file(path, "corpus.jsonl")) is None:
+            raise ValueError(
+                f"{path}: a BEIR folder has corpus.jsonl, and this one does not; name a file, or another folder"
+            )
+        for where, _, text in read_beir_texts(corpus):
+            if not text:
+                raise ValueError(f"{where}, column 'text': the passage is empty")
+            yield text
+    elif path.is_file() or is_table(path) or path.is_absolute() or str(source).count("/") != 1:
+        yield from read_passages(path)
+    else:
+        for number, row in enumerate(_hub_rows(str(source), None, split), start=1):
+            yield passage_of(row, f"{source}, row {number}")
 
 
 def _pairs(source: str | Path, query_column: str, passage_column: str, split: str) -> Iterator[Pair]:

@@ -30,7 +30,7 @@ FORMS = {
 }
 """The forms in which an instruction is worded, so that a corpus does not collapse onto one style."""
 
-PROMPTS = ("instruct", "poison", "write", "judge", "judge_pairwise")
+PROMPTS = ("instruct", "poison", "write", "judge", "judge_pairwise", "contrast", "judge_both")
 """The files of ``prompts/``."""
 
 _ROW_NAMES = ("query and instruction", "negative instruction", "negative query")
@@ -161,7 +161,9 @@ def verdict(judge_answers: list[str]) -> str | None:
     return None
 
 
-def draw_type_and_form(identifier: str, seed: int, weights: dict[str, float] | None = None) -> tuple[str, str]:
+def draw_type_and_form(
+    identifier: str, seed: int, weights: dict[str, float] | None = None, forms: Iterable[str] = tuple(FORMS)
+) -> tuple[str, str]:
     """The instruction type and form of a record: a pure function of its id, the seed and the weights (``None``: even).
 
     Raises:
@@ -174,7 +176,7 @@ def draw_type_and_form(identifier: str, seed: int, weights: dict[str, float] | N
             raise ValueError("the weights of the instruction types must not be negative, and one must be positive")
     generator = random.Random(f"{seed}/{identifier}")
     shares = [1.0 if weights is None else weights.get(name, 0.0) for name in INSTRUCTION_TYPES]
-    return generator.choices(list(INSTRUCTION_TYPES), shares)[0], generator.choice(list(FORMS))
+    return generator.choices(list(INSTRUCTION_TYPES), shares)[0], generator.choice(list(forms))
 
 
 def render(prompt: str, values: dict[str, Any]) -> list[dict[str, str]]:

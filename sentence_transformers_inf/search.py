@@ -59,14 +59,22 @@ def read_passages(source: str | Path) -> list[str]:
     if format_of(path) == ".txt":
         passages = [line.strip() for _, line in read_lines(path) if line.strip()]
     else:
-        passages = [_passage(row, where) for where, row in read_table(path)]
+        passages = [passage_of(row, where) for where, row in read_table(path)]
     if len(passages) < 2:
         raise ValueError(f"{path}: a corpus of {len(passages)} passage(s) cannot be ranked; give it at least two")
     return passages
 
 
-def _passage(row: dict[str, Any], where: str) -> str:
-    """The passage in a row of a table."""
+def passage_of(row: dict[str, Any], where: str) -> str:
+    """The passage in a row of a table, with its title before it.
+
+    Args:
+        row: With a column of :data:`TEXT_COLUMNS`.
+        where: Its place, for messages.
+
+    Raises:
+        ValueError: There is no such column, or no text in it.
+    """
     column = next((name for name in TEXT_COLUMNS if name in row), None)
     if column is None:
         raise ValueError(f"{where}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(row)}")

@@ -92,6 +92,18 @@ def answer(kind: str, user: str) -> dict[str, str]:
         if max(map(len, document)) > 40:  # a script without spaces
             body = ["".join(random.Random(tail).sample(texts[2], len(texts[2]))) for tail in ("a", "b")]
         return {"passage_1": f"{body[0]} {zeta}", "passage_2": f"{body[1]} {omega}"}
+    if kind == "Contrasted":  # the first of the two passages is right under the first instruction
+        if digest(texts[0] + texts[2]) % 3 == 0:
+            return {"both_answer": "no", "kind": "", "instruction_1": "", "instruction_2": ""}
+        marks = [f"mark{digest(text):x}" for text in texts[1:3]]
+        told = [f"Only pages that {mark} readers can follow, please." for mark in marks]
+        return {"both_answer": "yes", "kind": "audience", "instruction_1": told[0], "instruction_2": told[1]}
+    if kind == "Choices":
+        right = {f"mark{digest(text):x}": letter for letter, text in zip("AB", texts[3:5])}
+        if digest(texts[0]) % 5 == 0:
+            return {"instruction_1": "both", "instruction_2": "none"}
+        found = [right[re.findall(r"mark\w+", text)[0]] for text in texts[1:3]]
+        return {"instruction_1": found[0], "instruction_2": found[1]}
     query, instruction, *passages = texts[:5]
     wanted = "omega" if "omega" in query else "zeta" if "zeta" in instruction else None
     right = [(wanted in text) if wanted else not re.search("zeta|omega", text) for text in passages]
@@ -250,9 +262,17 @@ class Script:
     def most(self, body: dict) -> int:
         return body.get("max_tokens") or body["max_completion_tokens"]
 
-    def guess(self, messages: list) -> str:
+    @classmethod
+    def reply(cls, messages: list) -> dict[str, str]:
+        """What a well-behaved model answers."""
+        return answer(cls.guess(messages), messages[1]["content"])
+
+    @staticmethod
+    def guess(messages: list) -> str:
         told = messages[0]["content"]
         for kind, word in (
+            ("Contrasted", "two instructions"),
+            ("Choices", "of two passages"),
             ("Poisoned", "near twins"),
             ("Written", "passage_1"),
             ("Choice", "three passages"),

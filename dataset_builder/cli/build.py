@@ -49,6 +49,14 @@ def build(
     types: Annotated[
         Optional[str], Option(help="Weights of instruction types, as audience=2,source=1; default: evenly.")
     ] = None,
+    passages: Annotated[
+        str, Option(help="'written' by the model, or 'mined': a second passage that exists, for half the tokens.")
+    ] = "written",
+    corpus: Annotated[
+        Optional[str],
+        Option(help="What to mine: a BEIR folder, a file of passages, or a Hub dataset; default: the pairs' own passages."),
+    ] = None,
+    base: Annotated[Optional[str], Option(help="Embedding model that mines; default: the bundled one.")] = None,
     judge_mode: Annotated[str, Option(help="'choice' (3 requests a record) or 'pairwise' (9).")] = "choice",
     temperature: Annotated[float, Option(help="Of the writing model.", min=0, max=2, callback=finite)] = 0.8,
     effort: Effort = "medium",
@@ -72,6 +80,13 @@ def build(
     retry_failed: Annotated[bool, Option("--retry-failed", help="Ask again for records that failed.")] = False,
     batch: Annotated[bool, Option("--batch", help="Use OpenAI's Batch API: half the price, within a day.")] = False,
     batch_poll: Annotated[float, Option(help="Seconds between two looks at a batch.", min=0, callback=finite)] = 30.0,
+    batch_files: Annotated[
+        Optional[Path],
+        Option(
+            help="Ask no server: write the questions into this folder, and read the answers that are brought there.",
+            file_okay=False,
+        ),
+    ] = None,
     batch_tokens: Annotated[
         Optional[int], Option(help="Most tokens of a batch; default: what a new account may have waiting.", min=1)
     ] = None,
@@ -92,21 +107,28 @@ def build(
 
     if local is not None and (base_url is not None or batch or executor is not None):
         raise ValueError("--local serves the model itself: leave out --base-url (OPENAI_BASE_URL), --batch and --executor")
+    if batch_files is not None and (base_url is not None or local is not None or batch or executor is not None):
+        raise ValueError(
+            "--batch-files asks no server: leave out --base-url (OPENAI_BASE_URL), --local, --batch and --executor"
+        )
     if batch and executor is not None:
         raise ValueError("--batch needs no executor: its jobs run at the server")
     if tasks > 1 and executor is None:
         raise ValueError("--tasks needs --executor local, slurm or ray")
-    if not dry_run:
+    if passages == "mined":
+        for module in ("bm25s", "faiss"):
+            need("mining", module)
+    if not dry_run and batch_files is None:
         _check_means(base_url, local, executor, slurm_partition)
     if local is not None:
         model = judge = Path(local).name
         concurrency, timeout = 2, max(timeout, 600.0)
     settings = Settings(
         pairs, model, judge, judge_mode, query_column, passage_column, split, limit, sample, seed, temperature, effort,
-        _weights(types), max_passage_words,
+        _weights(types), max_passage_words, passages, corpus, base,
     )  # fmt: skip
     limits = Limits(
-        BATCH_RECORDS if batch else concurrency, rpm, tpm, max_cost, max_requests, timeout, batch_tokens,
+        BATCH_RECORDS if batch or batch_files else concurrency, rpm, tpm, max_cost, max_requests, timeout, batch_tokens,
         tuple(reasoning or ()),
     )  # fmt: skip
     prices = Prices(prices_file, price or (), factor=0.5 if batch else 1.0, free=local is not None)
@@ -138,7 +160,9 @@ def build(
                 def log(line: str) -> None:
                     tqdm.write(visible(line), file=sys.stderr)
 
-                run_sync(lambda: here(batch=batch, batch_poll=batch_poll, show_progress=True, log=log))
+                run_sync(
+                    lambda: here(batch=batch, batch_poll=batch_poll, batch_files=batch_files, show_progress=True, log=log)
+                )
     except Stop as stop:
         stopped = stop
     _finish(output, settings, prices, tasks, max_failed, started, stopped, executor)
@@ -176,7 +200,7 @@ def _finish(
         report = export(output, settings, prices, tasks)
         _print_report(report, output, time.monotonic() - started)
     if stopped is not None and stopped.budget:
-        print_line(f"stopped: {stopped}; raise it and run the same command to go on", stderr=True)
+        print_line(f"stopped: {stopped}", stderr=True)
         raise Exit(BUDGET)
     if stopped is not None:
         error_line(str(stopped))
@@ -249,7 +273,7 @@ def _print_first(path: Path) -> None:
 
     for _, record in islice(read_table(path), 1):
         print_line("\nThe first record:")
-        for column in REQUIRED_COLUMNS:
+        for column in filter(record.get, REQUIRED_COLUMNS):
             print_line(f"  {column}: {shortened(record[column], 160)}")
 
 
