@@ -65,8 +65,7 @@ def _serve(path: str, slots: int) -> None:
         answer = server.listening_address
     except Exception as error:  # whatever the library makes of a file that is no model
         answer = " ".join(str(error).split())
-    sys.stdout.write(f"{answer}\n")
-    sys.stdout.flush()
+    os.write(sys.stdout.fileno(), f"{answer}\n".encode())  # for the process that started this one
     sys.stdin.read()  # ends with the process that started this one, however that ended
     os._exit(0)
 

@@ -105,19 +105,7 @@ def build(
     from dataset_builder.prepare import Settings, estimate, prepare
     from dataset_builder.prices import Prices
 
-    if local is not None and (base_url is not None or batch or executor is not None):
-        raise ValueError("--local serves the model itself: leave out --base-url (OPENAI_BASE_URL), --batch and --executor")
-    if batch_files is not None and (base_url is not None or local is not None or batch or executor is not None):
-        raise ValueError(
-            "--batch-files asks no server: leave out --base-url (OPENAI_BASE_URL), --local, --batch and --executor"
-        )
-    if batch and executor is not None:
-        raise ValueError("--batch needs no executor: its jobs run at the server")
-    if tasks > 1 and executor is None:
-        raise ValueError("--tasks needs --executor local, slurm or ray")
-    if passages == "mined":
-        for module in ("bm25s", "faiss"):
-            need("mining", module)
+    _check_options(base_url, local, batch, batch_files, executor, tasks, passages)
     if not dry_run and batch_files is None:
         _check_means(base_url, local, executor, slurm_partition)
     if local is not None:
@@ -166,6 +154,26 @@ def build(
     except Stop as stop:
         stopped = stop
     _finish(output, settings, prices, tasks, max_failed, started, stopped, executor)
+
+
+def _check_options(
+    base_url: str | None, local: str | None, batch: bool, batch_files: Path | None, executor: str | None, tasks: int,
+    passages: str,
+) -> None:  # fmt: skip
+    """Whether options fit each other, and whether there is what mines."""
+    if local is not None and (base_url is not None or batch or executor is not None):
+        raise ValueError("--local serves the model itself: leave out --base-url (OPENAI_BASE_URL), --batch and --executor")
+    if batch_files is not None and (base_url is not None or local is not None or batch or executor is not None):
+        raise ValueError(
+            "--batch-files asks no server: leave out --base-url (OPENAI_BASE_URL), --local, --batch and --executor"
+        )
+    if batch and executor is not None:
+        raise ValueError("--batch needs no executor: its jobs run at the server")
+    if tasks > 1 and executor is None:
+        raise ValueError("--tasks needs --executor local, slurm or ray")
+    if passages == "mined":
+        for module in ("bm25s", "faiss"):
+            need("mining", module)
 
 
 def _check_means(base_url: str | None, local: str | None, executor: str | None, slurm_partition: str | None) -> None:

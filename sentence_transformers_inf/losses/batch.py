@@ -147,10 +147,9 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
     same_pair = pair_codes[own_rows, None] == pair_codes
     same_passage = passage_codes[own_rows, None] == passage_codes
     not_negative = same_passage.clone()
-    not_negative[:, : len(rows)] |= same_pair
     # A row that a record has twice, for want of a twin query, is one candidate; it stays the positive of its own row.
     repeated = _repeated([(at // k, row, passage) for at, (row, passage) in enumerate(zip(rows, right))])
-    not_negative[:, : len(rows)] |= repeated
+    not_negative[:, : len(rows)] |= same_pair | repeated
     known_pairs = _numbers(rows)
     candidate_codes = torch.tensor([[known_pairs.get(pair, -1) for pair in of_row] for of_row in filled])
     # f(I', q) is right for the row's passage where some row of the batch pairs the two, the row itself included.
