@@ -32,13 +32,15 @@ def local_server(gguf: str, slots: int = 2) -> Iterator[str]:
     """
     if find_spec("xllamacpp") is None:
         raise ImportError("a local model needs xllamacpp: pip install 'sentence-transformers-inf[llm]'")
-    command = [sys.executable, "-m", "dataset_builder.server", str(model_file(gguf)), str(slots)]
-    server = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )  # Ctrl-C in a terminal is for us alone
+    told, tell = os.pipe()  # and not stdout, where the library may write
+    command = [sys.executable, "-m", "dataset_builder.server", str(model_file(gguf)), str(slots), str(tell)]
+    server = subprocess.Popen(  # in a session of its own: Ctrl-C in a terminal is for us alone
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[tell], start_new_session=True
+    )
+    os.close(tell)
     try:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
+        with open(told, encoding="utf-8") as channel:
+            url = channel.read()
         if not url.startswith("http"):
             raise OSError(f"{gguf}: the model cannot be served ({url or f'its server ended with status {server.wait()}'})")
         yield f"{url}/v1"
@@ -47,8 +49,8 @@ def local_server(gguf: str, slots: int = 2) -> Iterator[str]:
         server.communicate()
 
 
-def _serve(path: str, slots: int) -> None:
-    """Serve a model until stdin ends: print the address, or why there is none."""
+def _serve(path: str, slots: int, told: int) -> None:
+    """Serve a model until stdin ends: write the address, or why there is none, to a file descriptor."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -65,7 +67,8 @@ def _serve(path: str, slots: int) -> None:
         answer = server.listening_address
     except Exception as error:  # whatever the library makes of a file that is no model
         answer = " ".join(str(error).split())
-    os.write(sys.stdout.fileno(), f"{answer}\n".encode())  # for the process that started this one
+    with open(told, "w", encoding="utf-8") as channel:
+        channel.write(answer)
     sys.stdin.read()  # ends with the process that started this one, however that ended
     os._exit(0)
 
@@ -92,4 +95,4 @@ def model_file(gguf: str) -> Path:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    _serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -160,8 +160,7 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
     positive = torch.tensor([first_row + row for _, row in draws.plain], dtype=torch.long)
     same_query = query_codes[positive, None] == query_codes
     of_record = same_query.unflatten(1, (len(records), k)).any(dim=-1)
-    e = len(negatives) // len(records)
-    answers = torch.cat([same_query, of_record[:, [at // e for at in new]]], dim=1)
+    answers = torch.cat([same_query, of_record[:, [at // (len(negatives) // len(records)) for at in new]]], dim=1)
     answers |= passage_codes[positive, None] == passage_codes
     answers[:, : len(rows)] |= repeated
     answers[torch.arange(len(positive)), positive] = False
