@@ -49,6 +49,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/diversity.py
+	$(BIN)/python benchmarks/mining.py
 	$(BIN)/python benchmarks/builder.py
 	$(BIN)/python benchmarks/inf_ir.py
 	$(BIN)/python benchmarks/playground.py
