@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def read_key(base_url: str | None) -> str:
     if not key and base_url is None:
         remedy = "set the environment variable OPENAI_API_KEY, or name a server with --base-url or --local"
         raise ValueError(f"there is no key: {remedy}")
-    if not (key.isascii() and key.isprintable()):
+    if not re.fullmatch("[!-~]*", key):
         raise ValueError("the environment variable OPENAI_API_KEY holds a character that no key has: copy the key once more")
     return key
 

@@ -78,7 +78,7 @@ def test_search_marks_what_the_instruction_moved(base, tmp_path):
         (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"body": "one"})), "expected a column text"),
         (lambda t: ("search", "base", "--query", "q", "--corpus", write(t / "c.jsonl", {"text": "a"}, {"text": " "})), "row 2, column 'text': the passage is empty"),
         (lambda t: ("search", "base", "--query", "q", "--corpus", t / "c.csv"), "c.csv: no such corpus file"),
-        (lambda t: ("search", "base", "--query", " ", "--corpus", write(t / "c.txt", 1, 2)), "the query is empty"),
+        (lambda t: ("search", "base", "--query", " ", "--corpus", write(t / "c.txt", 1, 2)), "'--query': it is empty"),
         (lambda t: ("card", "base", "--results", write(t / "scores.json", {"p_mrr": 1.0})), "scores.json: this is not what evaluate --json wrote"),
         (lambda t: ("card", "base", "--results", write(t / "scores.json", 1, 2)), "scores.json: this is not what evaluate --json wrote"),
     ],

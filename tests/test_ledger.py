@@ -259,7 +259,7 @@ def test_a_missing_or_emptied_ledger_is_not_paid_for_again(serve, pairs, tmp_pat
     assert sum(server.asked().values()) < 40
 
 
-@pytest.mark.parametrize("key", ["sk-12345\n", "sk-…", "sk 1", "sk-\u00e4"])
+@pytest.mark.parametrize("key", ["sk-12345\nsk-2", "sk-…", "sk 1", "sk-\u00e4"])
 def test_a_key_that_cannot_be_one_is_named_before_anything_is_sent(pairs, tmp_path, key):  # noqa: F811
     line = only_error(inf_ir(*command(pairs(5), tmp_path / "out", "http://127.0.0.1:9/v1"), key=key))
     assert "OPENAI_API_KEY" in line
