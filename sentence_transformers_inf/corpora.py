@@ -9,11 +9,11 @@ import functools
 import hashlib
 import importlib.util
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from sentence_transformers_inf.reading import RecordError
 from sentence_transformers_inf.records import (
@@ -106,6 +106,23 @@ def load_training_data(source: str | Path, limit: int | None = None) -> tuple[Da
     return records if limit is None else records.select(range(min(limit, len(records)))), validation
 
 
+def together(
+    sources: Mapping[str, tuple[Dataset, Dataset | None]],
+) -> tuple[Dataset | dict[str, Dataset], Dataset | None]:
+    """What several sources offer, as the trainer takes it.
+
+    Args:
+        sources: What :func:`load_training_data` returned for each, by name.
+
+    Returns:
+        The training data of the one source, or of several by their names; and all records to measure on, if there are any.
+    """
+    training = {name: records for name, (records, _) in sources.items()}
+    validation = [records for _, records in sources.values() if records is not None]
+    measured = concatenate_datasets(validation) if len(validation) > 1 else next(iter(validation), None)
+    return training if len(training) > 1 else next(iter(training.values())), measured
+
+
 def hold_out(records: Dataset) -> tuple[Dataset, Dataset | None]:
     """Take a share of :data:`HELD_OUT` from records, to measure on.
 
@@ -130,9 +147,13 @@ def _place(query: str) -> float:
 
 
 def was_trained_on(recipe: dict[str, Any] | None, records: Dataset) -> bool:
-    """Whether a model's recipe says that it was trained on these records, or on the first of them."""
-    count = (recipe or {}).get("records", 0)
-    return 0 < count <= len(records) and (recipe or {}).get("records_sha256") == records_digest(records.select(range(count)))
+    """Whether a model's recipe says that it was trained on these records, or on the first of them, alone or with others."""
+    recipe = recipe or {}
+    return any(
+        0 < (count := source.get("records", 0)) <= len(records)
+        and source.get("records_sha256") == records_digest(records.select(range(count)))
+        for source in recipe.get("sources", [recipe])
+    )
 
 
 def _rows_of_records(rows: Rows) -> Iterator[dict[str, str | None]]:

@@ -58,7 +58,7 @@ _SHAPE_THE_WEIGHTS = (
         "data_seed",
         "prompts",
     ),
-    *("batch_sampler", "dataloader_drop_last", "neftune_noise_alpha"),
+    *("batch_sampler", "multi_dataset_batch_sampler", "dataloader_drop_last", "neftune_noise_alpha"),
 )
 """The host's arguments that an interrupted run must not change. What else it has is about saving, logging and machines."""
 
@@ -84,14 +84,18 @@ class ScriptArguments:
     """What a command trains, and on what."""
 
     base: Optional[str] = _option(None, "Base model: a Hub id or a folder. Default: the bundled all-MiniLM-L6-v2.")
-    data: str = _option(
-        "mini",
-        "InF-IR records: 'mini', a .jsonl or .parquet file, a folder of such files, or a Hub dataset; or another corpus.",
+    data: list[str] = field(
+        default_factory=lambda: ["mini"],
+        metadata={
+            "help": "InF-IR records: 'mini', a .jsonl or .parquet file, a folder of such files, or a Hub dataset; or "
+            "another corpus. Several are trained on together."
+        },
     )
-    max_records: Optional[int] = _option(None, "Train on the first so many records only.")
+    max_records: Optional[int] = _option(None, "Train on the first so many records of each source only.")
 
     def __post_init__(self) -> None:
         check_kinds(self)
+        self.data = _sources(self.data)
         if self.max_records is not None and self.max_records < 1:
             raise ValueError(f"max_records must be positive, got {self.max_records}")
 
@@ -201,6 +205,17 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
         changed = [name for name in _SHAPE_THE_WEIGHTS if name in values and values[name] not in (hosts[name], None, {})]
         names = dict.fromkeys((*InstructionTrainingArguments.__annotations__, *changed))
         return {name: values[name] for name in names if name not in _OF_THE_RUN and values[name] is not None}
+
+
+def _sources(data: Any) -> list[str]:
+    """The sources that are named: one text, or a list of different ones."""
+    sources = [data] if isinstance(data, (str, Path)) else data
+    if not isinstance(sources, list) or not sources or not all(isinstance(each, (str, Path)) for each in sources):
+        raise ValueError(f"data must be a source of records or a list of such, got {data!r}")
+    places = [each if each == "mini" else Path(each).resolve() for each in sources]
+    if twice := [each for each, place in zip(sources, places) if places.count(place) > 1]:
+        raise ValueError(f"data names {twice[-1]} twice: name every source once")
+    return list(map(str, sources))
 
 
 def check_kinds(args: Any) -> None:
