@@ -82,6 +82,21 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
     return with_source(Dataset.from_list(found, features=features), source)
 
 
+def check_sources(data: Any) -> list[str]:
+    """The sources that somebody names: one text, or a list of different ones.
+
+    Raises:
+        ValueError: It is something else, or a source is there twice.
+    """
+    sources = [data] if isinstance(data, (str, Path)) else data
+    if not isinstance(sources, list) or not sources or not all(isinstance(each, (str, Path)) for each in sources):
+        raise ValueError(f"data must be a source of records or a list of such, got {data!r}")
+    places = [each if each == "mini" else Path(each).resolve() for each in sources]
+    if twice := [each for each, place in zip(sources, places) if places.count(place) > 1]:
+        raise ValueError(f"data names {twice[-1]} twice: name every source once")
+    return list(map(str, sources))
+
+
 def load_training_data(source: str | Path, limit: int | None = None) -> tuple[Dataset, Dataset | None]:
     """What a source offers for training: InF-IR records, or another corpus's rows, as :func:`load_rows` reads them.
 

@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from sentence_transformers_inf.corpora import check_sources
 from sentence_transformers_inf.losses.functional import OBJECTIVES, objective_terms
 from sentence_transformers_inf.modules import (
     DEFAULT_TEMPLATE,
@@ -95,7 +96,7 @@ class ScriptArguments:
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        self.data = _sources(self.data)
+        self.data = check_sources(self.data)
         if self.max_records is not None and self.max_records < 1:
             raise ValueError(f"max_records must be positive, got {self.max_records}")
 
@@ -205,17 +206,6 @@ class InstructionTrainingArguments(SentenceTransformerTrainingArguments):
         changed = [name for name in _SHAPE_THE_WEIGHTS if name in values and values[name] not in (hosts[name], None, {})]
         names = dict.fromkeys((*InstructionTrainingArguments.__annotations__, *changed))
         return {name: values[name] for name in names if name not in _OF_THE_RUN and values[name] is not None}
-
-
-def _sources(data: Any) -> list[str]:
-    """The sources that are named: one text, or a list of different ones."""
-    sources = [data] if isinstance(data, (str, Path)) else data
-    if not isinstance(sources, list) or not sources or not all(isinstance(each, (str, Path)) for each in sources):
-        raise ValueError(f"data must be a source of records or a list of such, got {data!r}")
-    places = [each if each == "mini" else Path(each).resolve() for each in sources]
-    if twice := [each for each, place in zip(sources, places) if places.count(place) > 1]:
-        raise ValueError(f"data names {twice[-1]} twice: name every source once")
-    return list(map(str, sources))
 
 
 def check_kinds(args: Any) -> None:

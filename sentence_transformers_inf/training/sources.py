@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from datasets import Dataset, DatasetDict
 from torch.utils.data import BatchSampler
@@ -20,27 +19,16 @@ from sentence_transformers_inf.records import (
 class Shares(BatchSampler):
     """The batches of a sampler, each cut into one share for every process of a run.
 
-    So all processes have records of one source in a step, and equally many.
+    So all processes have records of one source in a step.
 
     Args:
-        whole: Its batches can be divided by ``count``.
+        whole: Full batches of several sources, each of one.
         count: Processes.
     """
 
-    batch_size = None  # type: ignore[assignment]  # they differ: accelerate then drops none
-    drop_last = False
-
     def __init__(self, whole: BatchSampler, count: int) -> None:
+        super().__init__(whole.sampler, whole.batch_size // count, whole.drop_last)
         self.whole, self.count = whole, count
-
-    @property
-    def sampler(self) -> Any:  # type: ignore[override]
-        """Of the whole batches; accelerate replaces it."""
-        return self.whole.sampler
-
-    @sampler.setter
-    def sampler(self, sampler: Any) -> None:
-        self.whole.sampler = sampler
 
     def set_epoch(self, epoch: int) -> None:
         """Called before every epoch."""
@@ -48,8 +36,7 @@ class Shares(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.whole:
-            size = len(batch) // self.count
-            yield from (batch[start : start + size] for start in range(0, len(batch), size))
+            yield from (batch[start : start + self.batch_size] for start in range(0, len(batch), self.batch_size))
 
     def __len__(self) -> int:
         return len(self.whole) * self.count

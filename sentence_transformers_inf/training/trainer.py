@@ -15,7 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
-from torch.utils.data import BatchSampler, ConcatDataset
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils import logging
@@ -215,22 +215,24 @@ class InstructionTrainer(SentenceTransformerTrainer):
         self.run_folder.reopen(self._recipe)
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, *args: Any, **kwargs: Any) -> BatchSampler | None:
-        """As the host's; several processes have equal shares of a batch, and of their number divides not, the last records
-        are left out."""
-        count = self.accelerator.num_processes
-        if count == 1:
-            return super().get_batch_sampler(dataset, batch_size, *args, **kwargs)
-        dataset = dataset.select(range(len(dataset) // count * count))
-        return Shares(super().get_batch_sampler(dataset, count * batch_size, *args, **kwargs), count)
+        """As the host's; where there are several sources, the batch of all processes."""
+        return super().get_batch_sampler(dataset, self._processes() * batch_size, *args, **kwargs)
 
-    def get_multi_dataset_batch_sampler(
-        self, dataset: ConcatDataset[Any], batch_samplers: list[BatchSampler], *args: Any, **kwargs: Any
-    ) -> BatchSampler:
-        """As the host's; all processes have shares of one source's batch in a step."""
-        whole = [each.whole if isinstance(each, Shares) else each for each in batch_samplers]
-        mixed = super().get_multi_dataset_batch_sampler(dataset, whole, *args, **kwargs)
-        count = self.accelerator.num_processes
-        return mixed if count == 1 else Shares(mixed, count)
+    def get_multi_dataset_batch_sampler(self, *args: Any, **kwargs: Any) -> BatchSampler:
+        """As the host's, but that all processes have records of one source in a step: only such can be compared."""
+        mixed = super().get_multi_dataset_batch_sampler(*args, **kwargs)
+        return Shares(mixed, self._processes()) if self._processes() > 1 else mixed
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As the host's."""
+        loader = super().get_train_dataloader()
+        if self._processes() > 1:  # where a resumed epoch is looked for
+            loader.batch_sampler.sampler = loader.batch_sampler.batch_sampler  # type: ignore[union-attr]
+        return loader
+
+    def _processes(self) -> int:
+        """How many processes share a batch that the samplers make."""
+        return self.accelerator.num_processes if isinstance(self.train_dataset, dict) else 1
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the host's.
