@@ -22,7 +22,12 @@ from tests.commands import call, error_line
 from tests.training import QUICK
 
 ROWS = [
-    {"instruction": f"Only number {i}.", "query": "numbers", "passage": f"Number {i} it is.", "negative": f"No number {i}."}
+    {
+        "instruction": f"Only number {i}.",
+        "query": f"numbers {i}",
+        "passage": f"Number {i} it is.",
+        "negative": f"No number {i}.",
+    }
     for i in range(6)
 ]
 PROMPTRIEVER = [
