@@ -9,11 +9,11 @@ import functools
 import hashlib
 import importlib.util
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from sentence_transformers_inf.reading import RecordError
 from sentence_transformers_inf.records import (
@@ -82,6 +82,21 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
     return with_source(Dataset.from_list(found, features=features), source)
 
 
+def check_sources(data: Any) -> list[str]:
+    """The sources that somebody names: one text, or a list of different ones.
+
+    Raises:
+        ValueError: It is something else, or a source is there twice.
+    """
+    sources = [data] if isinstance(data, (str, Path)) else data
+    if not isinstance(sources, list) or not sources or not all(isinstance(each, (str, Path)) for each in sources):
+        raise ValueError(f"data must be a source of records or a list of such, got {data!r}")
+    places = [each if each == "mini" else Path(each).resolve() for each in sources]
+    if twice := [each for each, place in zip(sources, places) if places.count(place) > 1]:
+        raise ValueError(f"data names {twice[-1]} twice: name every source once")
+    return list(map(str, sources))
+
+
 def load_training_data(source: str | Path, limit: int | None = None) -> tuple[Dataset, Dataset | None]:
     """What a source offers for training: InF-IR records, or another corpus's rows, as :func:`load_rows` reads them.
 
@@ -104,6 +119,23 @@ def load_training_data(source: str | Path, limit: int | None = None) -> tuple[Da
     records = load_records(source, split)
     records, validation = (records, load_records(source, "validation")) if "validation" in splits else hold_out(records)
     return records if limit is None else records.select(range(min(limit, len(records)))), validation
+
+
+def together(
+    sources: Mapping[str, tuple[Dataset, Dataset | None]],
+) -> tuple[Dataset | dict[str, Dataset], Dataset | None]:
+    """What several sources offer, as the trainer takes it.
+
+    Args:
+        sources: What :func:`load_training_data` returned for each, by name.
+
+    Returns:
+        The training data of the one source, or of several by their names; and all records to measure on, if there are any.
+    """
+    training = {name: records for name, (records, _) in sources.items()}
+    validation = [records for _, records in sources.values() if records is not None]
+    measured = concatenate_datasets(validation) if len(validation) > 1 else next(iter(validation), None)
+    return training if len(training) > 1 else next(iter(training.values())), measured
 
 
 def hold_out(records: Dataset) -> tuple[Dataset, Dataset | None]:
@@ -130,9 +162,13 @@ def _place(query: str) -> float:
 
 
 def was_trained_on(recipe: dict[str, Any] | None, records: Dataset) -> bool:
-    """Whether a model's recipe says that it was trained on these records, or on the first of them."""
-    count = (recipe or {}).get("records", 0)
-    return 0 < count <= len(records) and (recipe or {}).get("records_sha256") == records_digest(records.select(range(count)))
+    """Whether a model's recipe says that it was trained on these records, or on the first of them, alone or with others."""
+    recipe = recipe or {}
+    return any(
+        0 < (count := source.get("records", 0)) <= len(records)
+        and source.get("records_sha256") == records_digest(records.select(range(count)))
+        for source in recipe.get("sources", [recipe])
+    )
 
 
 def _rows_of_records(rows: Rows) -> Iterator[dict[str, str | None]]:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed_worker import DATA, HALVES, step
+from tests.test_two_rows import without_twins
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
@@ -19,7 +20,7 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
     [
         ("multi_P_I_IQ", "plain", "records"),
         ("uni_P_I", "plain", "rows"),  # here the processes encode different numbers of chunks
-        ("multi_P_I", "cached", "records"),
+        ("multi_P_I", "cached", "two rows"),
     ],
 )
 def test_two_processes_agree_with_one(base, tmp_path, objective, cached, data):
@@ -41,7 +42,8 @@ def test_two_processes_agree_with_one(base, tmp_path, objective, cached, data):
     ids=["plain", "accumulation", "GradCache"],
 )
 def test_torchrun_trains_as_one_process_does(tiny, few_records, tmp_path, settings, whole):
-    """The same records a step, two processes with half of them each: the same weights."""
+    """The same records a step, two processes with half of them each: the same weights. Some have no twin query."""
+    few_records = without_twins(few_records, [1, 2])
     few_records.to_parquet(tmp_path / "data" / "train.parquet")
     script = tmp_path / "script.py"
     script.write_text(

@@ -5,6 +5,7 @@ The arguments of ``train`` are the fields of the training arguments, from a YAML
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 from pathlib import Path
@@ -34,7 +35,7 @@ def train(context: typer.Context) -> None:
     from transformers.integrations import get_available_reporting_integrations
 
     from sentence_transformers_inf.cli.progress import measured, report_progress
-    from sentence_transformers_inf.corpora import load_training_data
+    from sentence_transformers_inf.corpora import load_training_data, together
     from sentence_transformers_inf.hub.errors import claim_repo
     from sentence_transformers_inf.records import record_splits
     from sentence_transformers_inf.training import InstructionTrainer, RunFolder
@@ -52,15 +53,16 @@ def train(context: typer.Context) -> None:
         claim_repo(args.hub_model_id, "model", public=args.hub_private_repo is False, token=args.hub_token)
     folder = RunFolder(str(args.output_dir))
     with interrupted(lambda: left_of(folder)):
-        records, validation = load_training_data(script.data, script.max_records)
-        trainer = InstructionTrainer(script.base, args, records, validation)
+        sources = {source: load_training_data(source, script.max_records) for source in script.data}
+        trainer = InstructionTrainer(script.base, args, *together(sources))
         is_main = trainer.is_world_process_zero()
         if is_main:
-            if validation is not None and "validation" not in record_splits(script.data):
-                print_line(
-                    f"{script.data} has no split validation: {len(validation)} records, about one in ten of its queries, "
-                    "are held out of training to measure on"
-                )
+            for source, (_, held_out) in sources.items():
+                if held_out is not None and "validation" not in record_splits(source):
+                    print_line(
+                        f"{source} has no split validation: {len(held_out)} records, about one in ten of its queries, "
+                        "are held out of training to measure on"
+                    )
             print_line(trainer.summary())
         with folder.held():
             trainer.reopen()
@@ -74,9 +76,8 @@ def train(context: typer.Context) -> None:
             url = trainer.push_to_hub() if args.push_to_hub else None
             folder.remove_checkpoints()
     if is_main:
-        print_line(
-            f"The model is in {args.output_dir}. Measure it: inf-embed evaluate {args.output_dir} --data {script.data}"
-        )
+        measure = " and ".join(f"inf-embed evaluate {args.output_dir} --data {source}" for source in script.data)
+        print_line(f"The model is in {args.output_dir}. Measure it: {measure}")
     if url is not None:
         print_line(f"Pushed: {url}")
 
@@ -125,10 +126,21 @@ def _parser(types: list[Any]) -> Any:
     from transformers import HfArgumentParser
 
     class Parser(HfArgumentParser):
+        def add_argument(self, *names: Any, **options: Any) -> Any:
+            return super().add_argument(*names, **options | ({"action": _Listed} if options.get("nargs") == "+" else {}))
+
         def error(self, message: str) -> NoReturn:
             raise ValueError(f"{message} (inf-embed train --help lists the arguments)")
 
     return Parser(types, prog="inf-embed train", allow_abbrev=False, add_help=False)
+
+
+class _Listed(argparse.Action):
+    """A list's values, from however many options: none is left out, and all count before what a file says."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if earlier is self.default else earlier), *values])
 
 
 def _print_help(everything: bool) -> None:

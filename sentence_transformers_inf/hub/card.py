@@ -82,13 +82,17 @@ def model_card(folder: str | Path, name: str | None = None, model: SentenceTrans
     settings = recipe.get("settings", {})
     if "passage_embeddings" in settings:
         settings["passage_embeddings"] = Path(settings["passage_embeddings"]).name
-    base, data = (_shown(recipe.get(key), recipe.get(f"{key}_on_hub", False)) for key in ("base", "data"))
+    base = _shown(recipe.get("base"), recipe.get("base_on_hub", False))
+    sources = [
+        source | {"data": _shown(source.get("data"), source.get("data_on_hub", False))}
+        for source in recipe.get("sources", [recipe])
+    ]
     template = markdown_environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
     card = template.render(
-        card_data=_metadata(name, base, data, recipe, results).to_yaml(),
+        card_data=_metadata(name, base, sources, recipe, results).to_yaml(),
         name=name,
         base=base,
-        data=data,
+        sources=sources,
         instruction_template=first.template,
         adapter=adapter,
         finds_exclusions=getattr(encoder[0], "find_exclusions", False),
@@ -128,8 +132,9 @@ def write_model_card(folder: str | Path, name: str | None = None, model: Sentenc
 
 
 def _metadata(
-    name: str, base: str | None, data: str | None, recipe: dict[str, Any], results: dict[str, Any]
+    name: str, base: str | None, sources: list[dict[str, Any]], recipe: dict[str, Any], results: dict[str, Any]
 ) -> ModelCardData:
+    on_hub = [source["data"] for source in sources if source.get("data_on_hub")]
     return ModelCardData(
         language=["en"],
         license=recipe.get("license"),
@@ -137,7 +142,7 @@ def _metadata(
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "instruction-following", "retrieval"],
         base_model=base if recipe.get("base_on_hub") else None,
-        datasets=data if recipe.get("data_on_hub") else None,
+        datasets=on_hub if len(on_hub) > 1 else next(iter(on_hub), None),
         model_name=name.split("/")[-1],
         eval_results=_eval_results(results) or None,
     )

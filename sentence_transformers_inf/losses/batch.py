@@ -9,7 +9,7 @@ records have R = k·B rows, record by record.
 
 import hashlib
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,10 @@ class Plan:
     """Q: the row, among the R of all, whose passage was drawn as the positive."""
     not_plain_negative: Tensor
     """Q×P booleans: the candidate may answer the bare query too."""
+    plain_share: float
+    """How many bare queries this process has, over the mean of all processes: 1 where all records have equally many."""
+    anchor_share: float
+    """The same of bare queries and first passages, each once."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,20 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
         plain_query=torch.tensor([pair_number["", query] for query, _ in draws.plain], dtype=torch.long),
         plain_positive=positive,
         not_plain_negative=answers,
+        plain_share=_share(lambda of: sum(len({query for _, query in record.pairs}) for record in of), records, own),
+        anchor_share=_share(
+            lambda of: len({query for record in of for _, query in record.pairs}) + len({each.passages[0] for each in of}),
+            records,
+            own,
+        ),
     )
+
+
+def _share(count: Callable[[Sequence[Record]], int], records: Sequence[Record], own: range) -> float:
+    """The count of this process's records over the mean of all processes, each of which has equally many records."""
+    starts = range(0, len(records), len(own))
+    total = sum(count(records[start : start + len(own)]) for start in starts)
+    return count(records[own.start : own.stop]) * len(starts) / total
 
 
 def _numbers(values: Sequence[Hashable]) -> dict[Hashable, int]:

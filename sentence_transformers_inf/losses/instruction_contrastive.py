@@ -278,7 +278,8 @@ class InstructionContrastiveLoss(nn.Module):
             first_row=step.first_row,
         )
         if self.plain_weight:
-            loss = loss + self.plain_weight * self._plain_loss(embeddings[step.plain_query.to(device)], passage, step)
+            plain = self._plain_loss(embeddings[step.plain_query.to(device)], passage, step)
+            loss = loss + self.plain_weight * step.plain_share * plain
         return loss
 
     def _anchor_loss(self, embeddings: Tensor, step: Plan, groups: list[Group]) -> Tensor:
@@ -297,7 +298,7 @@ class InstructionContrastiveLoss(nn.Module):
         dtype = torch.promote_types(moved.dtype, torch.float32)
         moved, expected = moved.to(dtype), expected.to(dtype)
         expected = expected[:, : moved.shape[1]]  # of fewer dimensions within Matryoshka
-        return self.anchor_weight * (1 - F.cosine_similarity(moved, expected, dim=-1)).mean()
+        return self.anchor_weight * step.anchor_share * (1 - F.cosine_similarity(moved, expected, dim=-1)).mean()
 
     def _plain_loss(self, query: Tensor, passage: Tensor, step: Plan) -> Tensor:
         """The P term over bare queries (Q×d): the drawn passage against all (P×d) that no row gives for the same query."""

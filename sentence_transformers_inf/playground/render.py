@@ -136,6 +136,8 @@ def checkpoint(recipe: Mapping[str, Any] | None, results: Mapping[str, Any]) -> 
         facts = {
             key: recipe[key] for key in ("base", "data", "records", "minutes", "hardware") if recipe.get(key) is not None
         }
+        if isinstance(names := facts.get("data"), list):  # of several sources
+            facts["data"] = ", ".join(map(str, names))
         known = [(name, value) for name, value in (facts | settings).items() if value is not None]
         parts.append(_table("How it was trained", ("setting", "value"), known))
     return "".join(parts)

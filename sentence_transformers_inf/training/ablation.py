@@ -2,7 +2,7 @@
 
 A configuration is a YAML file::
 
-    data: mini                      # as for inf-embed train; the split train is trained on
+    data: mini                      # as for inf-embed train, or a list; the split train is trained on
     evaluate: {data: mini, split: validation, plain: beir-folder}  # plain: queries without instructions, in BEIR's layout
     seeds: [42, 43, 44]
     settings: {max_records: 480}    # arguments that all cells have
@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from sentence_transformers_inf.corpora import bundled_base, load_training_data
+from sentence_transformers_inf.corpora import bundled_base, load_training_data, together
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.evaluation.elsewhere import measure_help_centre, measure_narratives, measure_plain
 from sentence_transformers_inf.evaluation.metrics import bootstrap_interval
@@ -102,7 +102,7 @@ def read_config(path: Path) -> Ablation:
         ValueError: Not YAML, or a key, an option or a value that cannot be; the message names it.
     """
     config = read_yaml(path)
-    allowed = {"data": str, "evaluate": dict, "seeds": list, "settings": dict, "grid": dict, "cells": dict}
+    allowed = {"data": object, "evaluate": dict, "seeds": list, "settings": dict, "grid": dict, "cells": dict}
     for key, value in config.items():
         if key not in allowed:
             raise ValueError(f"{path}: unknown key {key!r}; there are {', '.join(allowed)}")
@@ -141,6 +141,8 @@ def read_config(path: Path) -> Ablation:
     if unknown := sorted(set(config.get("evaluate", {})) - {"data", "split", "plain"}):
         raise ValueError(f"{path}: evaluate: unknown key {unknown[0]!r}; there are data, split, plain")
     evaluate = {"data": shared["data"], "split": "validation", **config.get("evaluate", {})}
+    if not isinstance(evaluate["data"], str):
+        raise ValueError(f"{path}: evaluate: data must be one source, got {evaluate['data']!r}: name it there")
     numbers = [name for name, values in grid.items() if all(isinstance(value, (int, float)) for value in values)]
     return Ablation(cells, seeds, evaluate, numbers[0] if len(grid) == 1 and numbers else None)
 
@@ -234,7 +236,8 @@ def _once(path: Path, settings: dict[str, Any], ablation: Ablation, run: Callabl
 def _train(options: dict[str, Any], output: Path, seed: int, watch: Callable[[InstructionTrainer], None]) -> None:
     """Train one cell with one seed."""
     script, args = _arguments(options, output_dir=str(output), seed=seed, report_to="none")
-    trainer = InstructionTrainer(script.base, args, *load_training_data(script.data, script.max_records))
+    sources = {source: load_training_data(source, script.max_records) for source in script.data}
+    trainer = InstructionTrainer(script.base, args, *together(sources))
     watch(trainer)
     trainer.train()
 
@@ -300,8 +303,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _cost(options: dict[str, Any]) -> tuple[float, float]:
-    """Tokens and dollars of the build that made a cell's data."""
-    report = Path(str(options.get("data", ""))) / "report.json"
+    """Tokens and dollars of the builds that made a cell's data."""
+    data = options.get("data", "")
+    if isinstance(data, list):
+        tokens, dollars = zip(*(_cost({"data": source}) for source in data))
+        return sum(tokens), sum(dollars)
+    report = Path(str(data)) / "report.json"
     if not report.is_file():
         return math.nan, math.nan
     try:

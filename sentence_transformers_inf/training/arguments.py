@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from sentence_transformers_inf.corpora import check_sources
 from sentence_transformers_inf.losses.functional import OBJECTIVES, objective_terms
 from sentence_transformers_inf.modules import (
     DEFAULT_TEMPLATE,
@@ -58,7 +59,7 @@ _SHAPE_THE_WEIGHTS = (
         "data_seed",
         "prompts",
     ),
-    *("batch_sampler", "dataloader_drop_last", "neftune_noise_alpha"),
+    *("batch_sampler", "multi_dataset_batch_sampler", "dataloader_drop_last", "neftune_noise_alpha"),
 )
 """The host's arguments that an interrupted run must not change. What else it has is about saving, logging and machines."""
 
@@ -84,14 +85,18 @@ class ScriptArguments:
     """What a command trains, and on what."""
 
     base: Optional[str] = _option(None, "Base model: a Hub id or a folder. Default: the bundled all-MiniLM-L6-v2.")
-    data: str = _option(
-        "mini",
-        "InF-IR records: 'mini', a .jsonl or .parquet file, a folder of such files, or a Hub dataset; or another corpus.",
+    data: list[str] = field(
+        default_factory=lambda: ["mini"],
+        metadata={
+            "help": "InF-IR records: 'mini', a .jsonl or .parquet file, a folder of such files, or a Hub dataset; or "
+            "another corpus. Several are trained on together."
+        },
     )
-    max_records: Optional[int] = _option(None, "Train on the first so many records only.")
+    max_records: Optional[int] = _option(None, "Train on the first so many records of each source only.")
 
     def __post_init__(self) -> None:
         check_kinds(self)
+        self.data = check_sources(self.data)
         if self.max_records is not None and self.max_records < 1:
             raise ValueError(f"max_records must be positive, got {self.max_records}")
 

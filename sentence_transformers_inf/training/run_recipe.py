@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,43 @@ def base_name(model: str | Path | SentenceTransformer | None) -> str:
     return str(model)
 
 
-def run_recipe(base: str, records: Dataset, args: InstructionTrainingArguments) -> dict[str, Any]:
-    """What decides the weights of a run, and where it came from."""
-    source = source_of(records)
+def run_recipe(base: str, records: dict[str | None, Dataset], args: InstructionTrainingArguments) -> dict[str, Any]:
+    """What decides the weights of a run, and where it came from.
+
+    Args:
+        base: From :func:`base_name`.
+        records: The training data by name. Of several, the recipe has the names, the sum and one digest of all, and under
+            ``sources`` what it has of a single one.
+        args: Resolved.
+    """
+    sources = [_source(name, data) for name, data in records.items()]
+    digests = "".join(source["records_sha256"] for source in sources)
     return {
         "base": base,
         "base_on_hub": not Path(base).exists() and base != IN_MEMORY,
         "license": _license(base),
-        "data": None if source is None else source.name,
+        **(
+            sources[0]
+            if len(sources) == 1
+            else {
+                "data": [source["data"] for source in sources],
+                "records": sum(source["records"] for source in sources),
+                "records_sha256": hashlib.sha256(digests.encode()).hexdigest()[:16],
+                "sources": sources,
+            }
+        ),
+        "settings": args.recipe(),
+    }
+
+
+def _source(name: str | None, records: Dataset) -> dict[str, Any]:
+    source = source_of(records)
+    return {
+        "data": name if source is None else source.name,
         "data_on_hub": source is not None and source.on_hub,
         "data_revision": None if source is None else source.revision,
         "records": len(records),
         "records_sha256": records_digest(records),
-        "settings": args.recipe(),
     }
 
 

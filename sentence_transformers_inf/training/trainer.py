@@ -15,6 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils import logging
@@ -34,12 +35,7 @@ from sentence_transformers_inf.modules.loading import read_model
 from sentence_transformers_inf.modules.lora import lora_base, name_base
 from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
 from sentence_transformers_inf.recipe import locked, model_files, write_recipe
-from sentence_transformers_inf.records import (
-    REQUIRED_COLUMNS,
-    ROW_COLUMNS,
-    TRAINING_COLUMNS,
-    training_dataset,
-)
+from sentence_transformers_inf.records import TRAINING_COLUMNS
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, evaluate_with_checkpoints, resolve
 from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, without_padding
 from sentence_transformers_inf.training.divergence import DivergedError, StopDiverged, check_trained, one_line_errors
@@ -47,6 +43,7 @@ from sentence_transformers_inf.training.encoders import build_model, describe, h
 from sentence_transformers_inf.training.loss import make_loss, reference_of
 from sentence_transformers_inf.training.run_folder import KeepLast, MarkComplete, RunFolder, SaveByTime, copy_of_weights
 from sentence_transformers_inf.training.run_recipe import IN_MEMORY, base_name, run_recipe
+from sentence_transformers_inf.training.sources import Shares, check_eval, check_train, training_view
 
 logger = logging.get_logger(__name__)
 
@@ -64,7 +61,9 @@ class InstructionTrainer(SentenceTransformerTrainer):
         args: The settings; ``None``: the defaults.
         train_dataset: InF-IR records (:func:`~sentence_transformers_inf.load_records`), rows of other corpora
             (:func:`~sentence_transformers_inf.load_rows`), or the columns of
-            :func:`~sentence_transformers_inf.training_dataset`.
+            :func:`~sentence_transformers_inf.training_dataset`. Several sources by their names are trained on together, a
+            batch from one of them at a time; the host's ``multi_dataset_batch_sampler`` decides on the shares:
+            ``"proportional"``, every record once, or ``"round_robin"``, as many batches of each as the smallest has.
         eval_dataset: InF-IR records, on which p-MRR and the other measures are taken. They choose the checkpoint: the last,
             unless the best by p-MRR is ahead of it by more than the standard error of the difference.
         loss: Another loss than that of the arguments.
@@ -92,7 +91,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         self,
         model: str | Path | SentenceTransformer | None = None,
         args: InstructionTrainingArguments | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | dict[str, Dataset] | None = None,
         eval_dataset: Dataset | None = None,
         loss: torch.nn.Module | None = None,
         evaluator: BaseEvaluator | None = None,
@@ -106,14 +105,9 @@ class InstructionTrainer(SentenceTransformerTrainer):
         if not isinstance(model, SentenceTransformer):
             model = read_model(bundled_base() if model is None else str(model), trust_remote_code=args.trust_remote_code)
         args = resolve(args, model)
-        self._records, self._validation = _check_train(train_dataset), _check_eval(eval_dataset)
-        is_view = TRAINING_COLUMNS[0] in self._records.column_names
-        if is_view and not args.instructions:
-            raise ValueError(
-                "instructions=False needs records or rows: their training view has the instructions in it already"
-            )
-        view = self._records if is_view else training_dataset(self._records, args.instructions)
-        passages, vectors = self._passages(model, args, view)
+        records, self._validation = check_train(train_dataset), check_eval(eval_dataset)
+        views = {str(name): training_view(data, args.instructions) for name, data in records.items()}
+        passages, vectors = self._passages(model, args, [*views.values()])
         given = args.passage_embeddings is not None
         self._reference = reference_of(model, args)
         self._lora_base = lora_base(encoder_of(model)[0])  # type: ignore[arg-type]
@@ -122,8 +116,9 @@ class InstructionTrainer(SentenceTransformerTrainer):
         model.model_card_data.widget = [{}]  # else the host computes examples for a card that is not used
         self._validation_vectors = None
         if vectors is not None:
-            columns = [name for name in TRAINING_COLUMNS if name in view.column_names]
-            view = view.select_columns(columns).add_column("label", passage_rows(view, passages).tolist())
+            for name, view in views.items():
+                columns = [column for column in TRAINING_COLUMNS if column in view.column_names]
+                views[name] = view.select_columns(columns).add_column("label", passage_rows(view, passages).tolist())
             if eval_dataset is not None:
                 self._validation_vectors = vectors[passage_rows(eval_dataset, passages).ravel()]
         is_ours = evaluator is None and eval_dataset is not None
@@ -142,7 +137,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=view,
+            train_dataset=views if len(views) > 1 else next(iter(views.values())),
             loss=make_loss(model, args, vectors, self._reference) if loss is None else loss,
             evaluator=evaluator,
             **kwargs,
@@ -154,7 +149,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
         self.keep_last = KeepLast()
         self._add_callbacks()
         self.run_folder = RunFolder(str(args.output_dir))
-        self._recipe = run_recipe(base, self._records, args)
+        self._recipe = run_recipe(base, records, args)
         self._is_trained = False
 
     def _add_callbacks(self) -> None:
@@ -203,7 +198,8 @@ class InstructionTrainer(SentenceTransformerTrainer):
             for transformer in encoders_of(self.model):
                 transformer.model.gradient_checkpointing_disable()
         self.choose_weights()
-        check_trained(self.model, self.train_dataset)
+        for view in self.train_dataset.values() if isinstance(self.train_dataset, dict) else [self.train_dataset]:
+            check_trained(self.model, view)
         self.model.requires_grad_(True)
         if is_adapter(self.model):  # which other programs cannot attach: nothing has to equal a joined string there
             encoder_of(self.model)[0].find_exclusions = True  # type: ignore[assignment]
@@ -217,6 +213,26 @@ class InstructionTrainer(SentenceTransformerTrainer):
     def reopen(self) -> None:
         """Let :meth:`train` end a run again whose model was saved, but not what its command does after that."""
         self.run_folder.reopen(self._recipe)
+
+    def get_batch_sampler(self, dataset: Dataset, batch_size: int, *args: Any, **kwargs: Any) -> BatchSampler | None:
+        """As the host's; where there are several sources, the batch of all processes."""
+        return super().get_batch_sampler(dataset, self._processes() * batch_size, *args, **kwargs)
+
+    def get_multi_dataset_batch_sampler(self, *args: Any, **kwargs: Any) -> BatchSampler:
+        """As the host's, but that all processes have records of one source in a step: only such can be compared."""
+        mixed = super().get_multi_dataset_batch_sampler(*args, **kwargs)
+        return Shares(mixed, self._processes()) if self._processes() > 1 else mixed
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As the host's."""
+        loader = super().get_train_dataloader()
+        if self._processes() > 1:  # where a resumed epoch is looked for
+            loader.batch_sampler.sampler = loader.batch_sampler.batch_sampler  # type: ignore[union-attr]
+        return loader
+
+    def _processes(self) -> int:
+        """How many processes share a batch that the samplers make."""
+        return self.accelerator.num_processes if isinstance(self.train_dataset, dict) else 1
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the host's.
@@ -341,40 +357,13 @@ class InstructionTrainer(SentenceTransformerTrainer):
         write_model_card(folder.path, name=self.args.hub_model_id, model=self.model)
 
     def _passages(
-        self, model: SentenceTransformer, args: InstructionTrainingArguments, view: Dataset
+        self, model: SentenceTransformer, args: InstructionTrainingArguments, views: list[Dataset]
     ) -> tuple[list[str], NDArray[np.float32] | None]:
         """The distinct passages of training and validation with their vectors, where no passage is encoded in training."""
         if args.update != "queries":
             return [], None
-        passages = distinct_passages([view] if self._validation is None else [view, self._validation])
+        passages = distinct_passages(views if self._validation is None else [*views, self._validation])
         if args.passage_embeddings is not None:
             return passages, read_passage_embeddings(args.passage_embeddings, passages)
         base = detach_adapter(model) if is_adapter(model) else model
         return passages, encode_passages(base, passages, show_progress=not args.disable_tqdm)
-
-
-def _check_train(data: Dataset | None) -> Dataset:
-    if data is None:
-        raise ValueError("train_dataset is missing: pass records, for example load_records('mini', 'train')")
-    columns = _columns(data, "train_dataset")
-    if TRAINING_COLUMNS[0] not in columns and not (columns >= set(REQUIRED_COLUMNS) or columns >= set(ROW_COLUMNS)):
-        raise ValueError(
-            "train_dataset holds neither InF-IR records (load_records) nor rows (load_rows) nor their training view "
-            f"(training_dataset); it has the columns {', '.join(sorted(columns))}"
-        )
-    return data
-
-
-def _check_eval(data: Dataset | None) -> Dataset | None:
-    if data is not None and not (columns := _columns(data, "eval_dataset")) >= set(REQUIRED_COLUMNS):
-        raise ValueError(
-            "eval_dataset holds no InF-IR records (load_records); it has the columns "
-            f"{', '.join(sorted(columns))}. For other data pass an evaluator, and no eval_dataset"
-        )
-    return data
-
-
-def _columns(data: Dataset, name: str) -> set[str]:
-    if not isinstance(data, Dataset):
-        raise ValueError(f"{name} must be one split, a datasets.Dataset, not {type(data).__name__}")
-    return set(data.column_names)
