@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow
+import yaml
 from datasets import (
     Dataset,
     Features,
@@ -279,6 +280,8 @@ def _rows(name: str, part: list[Path] | Dataset | IterableDataset) -> Rows:
 
 def _locate(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
     """The name of a source for messages, and its splits; ``None`` where it can only be a Hub dataset."""
+    if not str(source).strip():
+        raise FileNotFoundError(f"{str(source)!r} names no data: name a file, a folder or a Hub dataset, or 'mini'")
     path = Path(str(importlib.resources.files("dataset_builder") / "data")) if source == "mini" else Path(source)
     if path.is_file():
         if not is_table(path):
@@ -332,7 +335,7 @@ def _snapshot(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder by split, as ``load_dataset`` finds them."""
     try:
         found = load_dataset_builder(str(folder)).config.data_files
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, DatasetsError) as error:
         line = f"{folder}: the folder holds no .jsonl or .parquet file (nor .csv or .tsv), and load_dataset reads none"
         raise RecordError(f"{line}: {error}") from error
     return {str(split): [Path(path) for path in paths] for split, paths in (found or {}).items()}

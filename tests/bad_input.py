@@ -54,7 +54,7 @@ def _tables(folder, records):
         "deep.jsonl": "[" * 50_000 + "\n",
         "digits.jsonl": json.dumps(first)[:-1] + f', "topic": {"9" * 5000}}}\n',
         "nan.jsonl": json.dumps(first)[:-1] + ', "topic": NaN}\n',
-        "surrogate.jsonl": good.replace('{"', '{"topic": "\\ud83d", "', 1),
+        "surrogate.jsonl": _lines([{**first, "document": "half \ud83d"}]),
         "missing.jsonl": _lines([{key: value for key, value in first.items() if key != "document"}]),
         "null.jsonl": _lines([first, {**second, "document": None}]),
         "nothing.jsonl": _lines([first, {**second, "instruction_positive": " \t"}]),
@@ -293,7 +293,7 @@ def _models(folder):
     copy("m-shape")
     first = next(iter(weights))
     save_file({**weights, first: weights[first][:3]}, folder / "m-shape" / "model.safetensors", {"format": "pt"})
-    adapter = {"base": "nowhere/", "revision": None, "dimension": 8, "lora": False}
+    adapter = {"base": "nowhere/", "revision": None, "dimension": 8, "lora": False, "fingerprints": {}}
     copy("a-base", **{"instruction_adapter.json": json.dumps(adapter)})
     copy("a-number", **{"instruction_adapter.json": json.dumps({**adapter, "base": 5})})
     copy("a-lacks", **{"instruction_adapter.json": '{"base": "model"}'})
@@ -325,3 +325,4 @@ def save_model(folder: Path) -> None:
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder))
     load_instruction_model(folder).save_pretrained(str(folder))
     shutil.rmtree(backbone)
+    (folder / "README.md").unlink()

@@ -54,7 +54,7 @@ RECORDS = [
     ("none/x/y", "none/x/y", "no such file or folder"),
     ("table.xlsx", "table.xlsx", "expected a .jsonl"),
     ("file", "file", "expected a .jsonl"),
-    ("''", "no data", "name"),
+    ("''", "'' names no data", "name a file"),
     ("[b].jsonl", "[b].jsonl, row 1", "not valid JSON"),
     ("'\x1b[31m.jsonl'", r"\x1b[31m.jsonl, row 1", "not valid JSON"),
     ("empty-folder", "empty-folder", "no .jsonl or .parquet file"),
@@ -104,9 +104,9 @@ ROWS = [
     ("inf-embed push m-header --repo user/name", "m-header/model.safetensors", "save or download the model again"),
     ("inf-embed search m-weightless --corpus two.txt --query sky", "m-weightless", "model.safetensors"),
     ("inf-embed export m-pickle --format merged --output out", "m-pickle/pytorch_model.bin", "save the model in safetensors"),
-    ("inf-embed evaluate m-tokenless", "m-tokenless", "save or download it again"),
+    ("inf-embed evaluate m-tokenless", "m-tokenless", "save or download the model again"),
     ("inf-embed serve m-tokens --port 0", "m-tokens/tokenizer.json", "save or download the model again"),
-    ("inf-embed evaluate m-config", "m-config/config.json", "again"),
+    ("inf-embed evaluate m-config", "m-config", "config.json"),
     ("inf-embed evaluate m-configless", "m-configless", "config.json"),
     ("inf-embed evaluate m-kind", "m-kind", "no such thing"),
     ("inf-embed evaluate m-code", "m-code", "--trust-remote-code"),
@@ -116,7 +116,7 @@ ROWS = [
     ("inf-embed evaluate m-numbers", "m-numbers/modules.json", "restore the file"),
     ("inf-embed export m-pathless --format merged --output out", "m-pathless/modules.json", "restore the file"),
     ("inf-embed evaluate m-number", "m-number", "again"),
-    ("inf-embed evaluate m-class", "m-class", "again"),
+    ("inf-embed evaluate m-class", "m-class", "--trust-remote-code"),
     ("inf-embed evaluate m-deep", "m-deep/modules.json", "restore the file"),
     ("inf-embed evaluate m-settings", "m-settings", "again"),
     ("inf-embed evaluate m-prompts", "m-prompts", "again"),
@@ -131,14 +131,14 @@ ROWS = [
     ("inf-embed push m-unfinished --repo user/name", "m-unfinished", "give the same train command again"),
     ("inf-embed space m-unfinished --repo user/name", "m-unfinished", "give the same train command again"),
     ("inf-embed card m-results", "m-results/results.json", "write it again, or delete it"),
-    ("inf-embed push m-results-cut --repo user/name", "m-results-cut/results.json", "delete it"),
+    ("inf-embed push m-results-cut --repo user/name", "m-results-cut/results.json", "restore the file"),
     ("inf-embed push m-link --repo user/name", "m-link/vocab.txt", "put the file itself there"),
     ("inf-embed space m-pickle --repo user/name", "m-pickle/pytorch_model.bin", "save the model in safetensors"),
-    ("inf-embed evaluate m-nan --json out.json", "not finite", "lower learning rate"),
-    ("inf-embed evaluate m-zero --json out.json", "same embedding", "lower learning rate"),
-    ("inf-embed search m-nan --corpus two.txt --query sky", "not finite", "lower learning rate"),
-    ("inf-embed export m-nan --format merged --output out", "m-nan", "not finite"),
-    ("inf-embed train --base m-nan --data records.jsonl --output out", "m-nan", "not finite"),
+    ("inf-embed evaluate m-nan --json out.json", "not finite", "train it again, or take another"),
+    ("inf-embed evaluate m-zero --json out.json", "same embedding", "train it again, or take another"),
+    ("inf-embed search m-nan --corpus two.txt --query sky", "not finite", "train it again, or take another"),
+    ("inf-embed export m-nan --format merged --output out", "not finite", "train it again"),
+    ("inf-embed train --base m-nan --data records.jsonl --frozen-layers 0 --output out", "not finite", "train it again"),
     ("inf-embed evaluate m-shape", "m-shape", "again"),
     ("inf-embed evaluate a-base --data records.jsonl", "nowhere/", "no such"),
     ("inf-embed serve a-base --port 0", "nowhere/", "no such"),
@@ -147,7 +147,7 @@ ROWS = [
     ("inf-embed evaluate a-list", "a-list/instruction_adapter.json", "restore the file"),
     ("inf-embed export a-cut --format merged --output out", "a-cut/instruction_adapter.json", "restore the file"),
     ("inf-embed evaluate a-wide", "9 dimensions", "this base model's have 8"),
-    ("inf-embed evaluate a-lora", "a-lora", "adapter_config.json"),
+    ("inf-embed evaluate a-lora", "other weights", "take that revision"),
     ("inf-embed evaluate r-lacks", "r-lacks", "router_config.json"),
     ("inf-embed evaluate r-none", "r-none", "router_config.json"),
     ("inf-embed evaluate r-list", "r-list", "router_config.json"),
@@ -252,18 +252,18 @@ ROWS = [
                 ("file", "expected a"),
             )
         )
-        for command in (("evaluate model", "train --update queries --base model --output out")[number % 2],)
+        for command in (("evaluate model", "train --update queries --base model --frozen-layers 0 --output out")[number % 2],)
     ),
     # where something is written
     ("inf-embed train --output file --data records.jsonl", "file is a file", "name another folder"),
     ("inf-embed train --output file/x --data records.jsonl", "file is a file", "name another folder"),
-    ("inf-embed train --output occupied --base model --data records.jsonl", "occupied is not empty", "name another"),
-    ("inf-embed train --output run-damaged --base model --data records.jsonl", "run-damaged/recipe.json", "restore the file"),
-    ("inf-embed train --output run-list --base model --data records.jsonl", "run-list/recipe.json", "restore the file"),
-    ("inf-embed train --output run-foreign --base model --data records.jsonl", "run-foreign", "name another"),
-    ("inf-embed train --output run-finished --base model --data records.jsonl", "run-finished", "--overwrite"),
-    ("inf-embed train --output run-damaged --overwrite --base model --data records.jsonl", "run-damaged", "restore"),
-    ("inf-embed train --output occupied --overwrite --base model --data records.jsonl", "occupied", "name another"),
+    ("inf-embed train --output occupied {train}", "occupied is not empty", "name another"),
+    ("inf-embed train --output run-damaged {train}", "run-damaged/recipe.json", "restore the file"),
+    ("inf-embed train --output run-list {train}", "run-list/recipe.json", "restore the file"),
+    ("inf-embed train --output run-foreign {train}", "run-foreign", "name another"),
+    ("inf-embed train --output run-finished {train}", "run-finished", "--overwrite"),
+    ("inf-embed train --output run-damaged --overwrite {train}", "run-damaged", "restore"),
+    ("inf-embed train --output occupied --overwrite {train}", "occupied", "name another"),
     ("inf-embed train --output '' --data records.jsonl", "output_dir", "name a folder"),
     ("inf-embed demo --output occupied", "occupied is not empty", "name another"),
     ("inf-embed demo --output run-finished", "run-finished", "--overwrite"),
@@ -321,7 +321,7 @@ ROWS = [
     ("inf-ir build --pairs pairs.csv --output out {build} --types nope=1", "'nope'", "audience"),
     ("inf-ir build --pairs pairs.csv --output out {build} --types audience=-1", "audience=-1", "expected"),
     ("inf-ir build --pairs pairs.csv --output out {build} --types audience=0", "weights", "positive"),
-    ("inf-ir build --pairs pairs.csv --output out {build} --types ''", "--types", "expected"),
+    ("inf-ir build --pairs pairs.csv --output out {build} --types ''", "instruction type ''", "audience"),
     ("inf-ir build --pairs pairs.csv --output out {build} --price cheap", "--price cheap", "as gpt-4o=2.5,10"),
     ("inf-ir build --pairs pairs.csv --output out {build} --price m=nan,1", "--price m=nan,1", "as gpt-4o=2.5,10"),
     ("inf-ir build --pairs pairs.csv --output out {build} --price =1,1", "--price =1,1", "as gpt-4o=2.5,10"),
@@ -370,10 +370,10 @@ ROWS = [
     ("inf-embed verify ftp://host --model model", "ftp://host", "no address"),
     ("inf-embed verify {html} --only both", "both", "instructed"),
     ("inf-embed serve model --port {busy}", "port {busy}", "name another --host or --port"),
-    ("inf-embed serve model --port -1", "--port", "65535"),
+    ("inf-embed serve model --port -1", "--port", "--help"),
     ("inf-embed serve model --port many", "--port", "integer"),
     ("inf-embed serve model --host 300.1.1.1", "300.1.1.1", "name another --host"),
-    ("inf-embed serve model --host ' '", "--host", "name another"),
+    ("inf-embed serve model --host ' '", "--host", "empty"),
     ("inf-embed serve model --host 'a b'", "a b", "name another --host"),
     ("inf-embed serve model --host ::zz", "::zz", "name another --host"),
     (f"inf-embed serve model --host {'a' * 70}", "aaa", "name another --host"),
@@ -426,7 +426,7 @@ ROWS = [
     ("inf-embed train --output out --learnign-rate 5", "--learnign-rate", "did you mean --learning-rate"),
     ("inf-embed train --output out --learning-rate fast", "--learning-rate", "--help"),
     ("inf-embed train --output out --learning-rate nan", "learning_rate", "finite"),
-    ("inf-embed train --output out --learning-rate -1", "learning_rate", "negative"),
+    ("inf-embed train --output out --learning-rate -1", "learning_rate", "positive"),
     ("inf-embed train --output out --num-train-epochs inf", "num_train_epochs", "finite"),
     ("inf-embed train --output out --num-train-epochs -1", "num_train_epochs", "must"),
     ("inf-embed train --output out --seed -1", "seed", "2**32"),
@@ -610,6 +610,7 @@ def place(tmp_path_factory, few_records):
         names |= {"busy": str(busy.getsockname()[1]), "free": str(free.getsockname()[1])}
         free.close()
         names |= {"closed": f"http://127.0.0.1:{names['free']}", "build": f"--base-url {url}/html/v1"}
+        names["train"] = "--base model --data records.jsonl --frozen-layers 0"
         yield folder, names
     server.shutdown()
     server.server_close()
@@ -635,9 +636,13 @@ def test_what_cannot_be_done_is_said_in_one_line(place, monkeypatch, words, thin
     before = tree(folder)
     status, out, err = call(*shlex.split(words))
     after = tree(folder)
+    new = sorted(after.keys() - before.keys(), reverse=True)
+    for name in new:
+        (folder / name).rmdir() if after[name] is None else (folder / name).unlink()
     assert status == 2, (status, out[-2000:], err[-2000:])
     line = error_line(err)
     print(line)
     assert thing in line
     assert remedy in line
     assert {name: after.get(name) for name in before} == before
+    assert {Path(name).name for name in new if after[name] is not None} <= {"lock", ".lock"}

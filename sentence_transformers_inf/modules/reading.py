@@ -157,7 +157,8 @@ def _why(name: str, error: Exception, kwargs: dict[str, Any]) -> str:
         return _code(name, kwargs)
     if Path(name).is_dir() and (damaged := _damaged(Path(name))) is not None:
         return f"{damaged} is damaged: save or download the model again"
-    return str(error) if isinstance(error, (OSError, ValueError)) else f"{error!r}: save or download the model again"
+    what = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
+    return f"{what.rstrip('.')}: save or download the model again" if Path(name).is_dir() else what
 
 
 def _code(name: str, kwargs: dict[str, Any]) -> str:

@@ -129,7 +129,7 @@ class Endpoint:
             raise ServerError(f"{url}: no server answers: {getattr(error, 'reason', error)}") from error
         try:
             return json.loads(answer)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerError(f"{url}: the answer is not JSON") from error
 
 
