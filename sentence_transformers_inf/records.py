@@ -115,7 +115,7 @@ def load_records(source: str | Path, split: str | None = None) -> Dataset:
     name, part = _find(source, split)
     where, first = next(_rows(name, part), (name, None))
     if first is None:
-        raise RecordError(f"{name}: there are no records in it")
+        raise RecordError(f"{name}: there are no records in it; name other data")
     to_record(first, where)
     data = _records_of(part) if isinstance(part, list) else _checked(part, name)
     unused = [column for column in OPTIONAL_COLUMNS if column in data.column_names and _is_null(data, column)]
@@ -235,7 +235,7 @@ def to_record(row: dict[str, Any], where: str) -> dict[str, str | None]:
         place = where if format_of(source) in (".jsonl", ".json") else source
         raise RecordError(f"{place}: the column {missing[0]!r} is missing; it has {', '.join(row)}{pairs_hint(row, source)}")
     if problem := _problem(row):
-        raise RecordError(f"{where}, column {problem}")
+        raise RecordError(f"{where}, column {problem}; mend the row, or take it out")
     optional = {name: None if row.get(name) in (None, "") else str(row[name]) for name in OPTIONAL_COLUMNS}
     return optional | {name: row[name] or None for name in REQUIRED_COLUMNS}
 
@@ -290,7 +290,7 @@ def _locate(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
     if path.is_dir():
         return str(source), _parts_of(path)
     if is_table(path) or str(source).count("/") > 1 or path.is_absolute():
-        raise FileNotFoundError(f"{source}: no such file or folder")
+        raise FileNotFoundError(f"{source}: no such file or folder; check the path")
     return str(source), None
 
 

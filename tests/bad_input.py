@@ -20,9 +20,6 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from sentence_transformers_inf import load_instruction_model
 
-WORDS = "why is the sky blue sea wide for a child only pages about short long".split()
-
-
 def make(folder: Path, records: list[dict]) -> None:
     """Fill a folder.
 
@@ -34,7 +31,7 @@ def make(folder: Path, records: list[dict]) -> None:
     _folders(folder, records)
     _others(folder, records)
     _indexes(folder)
-    _models(folder)
+    _models(folder, records)
 
 
 def _lines(rows) -> str:
@@ -236,8 +233,9 @@ def _indexes(folder):
     (folder / "folder.npy").mkdir()
 
 
-def _models(folder):
-    save_model(folder / "model")
+def _models(folder, records):
+    words = {word for text in ("the sky is blue", *(text for record in records for text in record.values())) for word in str(text).split()}
+    save_model(folder / "model", sorted(words))
     weights = load_file(folder / "model" / "model.safetensors")
 
     def copy(name, **files):
@@ -307,9 +305,9 @@ def _models(folder):
     copy("r-list", **{"modules.json": router, "router_config.json": "[]"})
 
 
-def save_model(folder: Path) -> None:
-    """A model of eight dimensions and some twenty words."""
-    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+def save_model(folder: Path, words: list[str]) -> None:
+    """A model of eight dimensions and few words."""
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}

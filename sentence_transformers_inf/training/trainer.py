@@ -215,8 +215,13 @@ class InstructionTrainer(SentenceTransformerTrainer):
         return output
 
     def reopen(self) -> None:
-        """Let :meth:`train` end a run again whose model was saved, but not what its command does after that."""
+        """Let :meth:`train` end a run again whose model was saved, but not what its command does after that.
+
+        Raises:
+            FileExistsError: As for :meth:`train`.
+        """
         self.run_folder.reopen(self._recipe)
+        self.run_folder.check(self._recipe, self.args.overwrite)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the host's.
