@@ -50,7 +50,9 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
         for column in ("item", "annotator", "label"):
             value = row.get(column)
             if value is None or not str(value).strip():
-                raise ValueError(f"{where}: the column {column!r} is missing or empty; a label has item, annotator and label")
+                raise ValueError(
+                    f"{where}: the column {column!r} is missing or empty; a label has item, annotator and label"
+                )
             values.append(str(value).strip())
         item, annotator, label = values
         if labels.setdefault(annotator, {}).setdefault(item, label) != label:

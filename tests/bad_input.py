@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from sentence_transformers_inf import load_instruction_model
 
+
 def make(folder: Path, records: list[dict]) -> None:
     """Fill a folder.
 
@@ -202,6 +203,7 @@ def _others(folder, records):
         "e-nan": [{"text": text, "embedding": [0.5, float("nan")]} for text in distinct],
         "e-text": [{"text": text, "embedding": ["a", "b"]} for text in distinct],
         "e-uneven": [{"text": text, "embedding": [0.5] * row} for row, text in enumerate(distinct, start=1)],
+        "e-narrow": [{"text": text, "embedding": vector} for text in distinct],
         "e-empty": [{"text": text, "embedding": [0.5][:0]} for text in distinct],
     }
     for name, rows in tables.items():
@@ -234,7 +236,11 @@ def _indexes(folder):
 
 
 def _models(folder, records):
-    words = {word for text in ("the sky is blue", *(text for record in records for text in record.values())) for word in str(text).split()}
+    words = {
+        word
+        for text in ("the sky is blue", *(text for record in records for text in record.values()))
+        for word in str(text).split()
+    }
     save_model(folder / "model", sorted(words))
     weights = load_file(folder / "model" / "model.safetensors")
 

@@ -56,7 +56,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except (OSError, UnicodeError) as error:
+    except (OSError, TypeError, ValueError) as error:  # a host that cannot be encoded is one of the last two
         listener.close()
         why = getattr(error, "strerror", None) or error
         raise OSError(f"cannot listen on {host}, port {port}: {why}; name another --host or --port") from error

@@ -181,7 +181,9 @@ class RunFolder:
 
     def _claim(self, recipe: dict[str, Any]) -> None:
         earlier = read_recipe(self.path)
-        if earlier is not None and _first_change(earlier, recipe) is not None:  # nothing of one model may stay beside another
+        if (
+            earlier is not None and _first_change(earlier, recipe) is not None
+        ):  # nothing of one model may stay beside another
             write_recipe(self.path, {**earlier, "finished": False})
             for entry in self.path.iterdir():
                 if entry.name not in (RECIPE_FILE, LOCK_FILE):
