@@ -66,7 +66,9 @@ def _pairs(source: str | Path, query_column: str, passage_column: str, split: st
     if path.is_dir() and str(source):
         return _beir(path, split)
     if path.is_file():
-        return _columns(read_table(path, ("id", query_column, passage_column)), query_column, passage_column)
+        named = {query_column, passage_column}
+        _, first = next(read_table(path), ("", {}))
+        return _columns(read_table(path, {"id", *named} if named <= first.keys() else None), query_column, passage_column)
     if is_table(path) or path.is_absolute() or str(source).count("/") != 1:
         raise FileNotFoundError(f"{source}: no such file or folder; check the path")
     if str(source) == MS_MARCO:

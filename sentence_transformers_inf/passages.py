@@ -135,6 +135,19 @@ def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDAr
     return vectors
 
 
+def check_dimension(source: str | Path, vectors: NDArray[np.float32], model: SentenceTransformer) -> None:
+    """Refuse passages' vectors (N×d) that cannot be compared with a model's queries.
+
+    Raises:
+        ValueError: d is not the model's dimension; the message names the source.
+    """
+    if vectors.shape[1] != (dimension := model.get_embedding_dimension()):
+        raise ValueError(
+            f"{source}: the vectors have {vectors.shape[1]} dimensions, and the model's have {dimension}: make them with "
+            "its base"
+        )
+
+
 def _read_embeddings(source: str | Path, passages: Sequence[str]) -> NDArray[np.float32]:
     """The embeddings (N×d) of passages in a table with the columns ``text`` and ``embedding``."""
     missing = {passage: row for row, passage in enumerate(passages)}

@@ -280,17 +280,15 @@ def _rows(name: str, part: list[Path] | Dataset | IterableDataset) -> Rows:
 
 def _locate(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
     """The name of a source for messages, and its splits; ``None`` where it can only be a Hub dataset."""
-    if not str(source).strip():
-        raise FileNotFoundError(f"{str(source)!r} names no data: name a file, a folder or a Hub dataset, or 'mini'")
     path = Path(str(importlib.resources.files("dataset_builder") / "data")) if source == "mini" else Path(source)
     if path.is_file():
         if not is_table(path):
             next(read_table(path))  # says what it may be
         return str(path), {_split_of(path): [path]}
-    if path.is_dir():
+    if path.is_dir() and str(source):
         return str(source), _parts_of(path)
-    if is_table(path) or str(source).count("/") > 1 or path.is_absolute():
-        raise FileNotFoundError(f"{source}: no such file or folder; check the path")
+    if is_table(path) or str(source).count("/") > 1 or path.is_absolute() or not str(source).strip():
+        raise FileNotFoundError(f"{source or repr('')}: no such file or folder; check the path")
     return str(source), None
 
 

@@ -41,7 +41,7 @@ def _lines(rows) -> str:
 
 def _tables(folder, records):
     good = _lines(records)
-    first, second, third = records
+    first, second, _ = records
     texts = {
         "records.jsonl": good,
         "empty.jsonl": "",
@@ -203,7 +203,7 @@ def _others(folder, records):
         "e-nan": [{"text": text, "embedding": [0.5, float("nan")]} for text in distinct],
         "e-text": [{"text": text, "embedding": ["a", "b"]} for text in distinct],
         "e-uneven": [{"text": text, "embedding": [0.5] * row} for row, text in enumerate(distinct, start=1)],
-        "e-narrow": [{"text": text, "embedding": vector} for text in distinct],
+        "e-narrow": [{"text": text, "embedding": [row, 1.0]} for row, text in enumerate(distinct)],
         "e-empty": [{"text": text, "embedding": [0.5][:0]} for text in distinct],
     }
     for name, rows in tables.items():

