@@ -43,20 +43,22 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
         FileNotFoundError: No such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: no such file; check the path")
     labels: dict[str, dict[str, str]] = {}
     for where, row in read_table(path):
         values = []
         for column in ("item", "annotator", "label"):
             value = row.get(column)
             if value is None or not str(value).strip():
-                raise ValueError(f"{where}: the column {column!r} is missing or empty")
+                raise ValueError(
+                    f"{where}: the column {column!r} is missing or empty; a label has item, annotator and label"
+                )
             values.append(str(value).strip())
         item, annotator, label = values
         if labels.setdefault(annotator, {}).setdefault(item, label) != label:
-            raise ValueError(f"{where}: {annotator!r} labelled {item!r} twice, differently")
+            raise ValueError(f"{where}: {annotator!r} labelled {item!r} twice, differently; take one out")
     if not labels:
-        raise ValueError(f"{path}: there are no labels in it")
+        raise ValueError(f"{path}: there are no labels in it; name another file")
     return labels
 
 
@@ -95,7 +97,7 @@ def agreement(labels: dict[str, dict[str, str]], humans: Sequence[str], seed: in
         common = np.any([both for _, _, both in pairs], axis=0)
         found.append(Agreement(name, float(kappa), float(low), float(high), int(common.sum())))
     if not found:
-        raise ValueError("no annotator shares items with a human")
+        raise ValueError("no annotator shares items with a human: let two label the same items, or name another --human")
     return sorted(found, key=lambda entry: (entry.annotator in humans, -entry.kappa))
 
 

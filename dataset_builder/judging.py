@@ -6,6 +6,7 @@ An item is a record and one of its three instructed queries; its label is the pa
 
 import contextlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dataset_builder.ledger import Ledger
 from dataset_builder.live import OPENAI_URL, LiveTransport, connect
 from dataset_builder.prices import Prices
 from dataset_builder.run import asker, drive, run_sync
+from sentence_transformers_inf.modules.reading import find_model, one_error
 from sentence_transformers_inf.reading import read_json_lines
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TWIN_QUERY_COLUMNS, triples_of
 
@@ -100,7 +102,9 @@ def judge_with_cross_encoder(records: Dataset, model: str, labels: Path) -> None
     answer is the passage that scores highest for query and instruction."""
     from sentence_transformers import CrossEncoder
 
-    encoder = CrossEncoder(model)
+    place, options = find_model(model)
+    with one_error(model):
+        encoder = CrossEncoder(place, **options)
 
     def judge(query: str, passages: list[str]) -> str:
         pairs = [(query, passage) for passage in passages]
@@ -116,8 +120,11 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    language_model = AutoModelForCausalLM.from_pretrained(model).eval()
+    place, options = find_model(model)
+    with one_error(model):
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        language_model = AutoModelForCausalLM.from_pretrained(place, **options).eval()
+    limit = getattr(language_model.config, "max_position_embeddings", math.inf)
     yes, no = (tokenizer.encode(word, add_special_tokens=False)[-1] for word in ("true", "false"))
 
     def is_relevant(query: str, passage: str) -> bool:
@@ -127,6 +134,8 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path) -> None:
             chat = [{"role": "user", "content": question}]
             question = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         inputs = tokenizer(question, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+        if (length := inputs["input_ids"].shape[1]) > limit:
+            raise ValueError(f"{model}: it takes {limit} tokens, and a question has {length}: name a model that takes more")
         with torch.inference_mode():
             logits = language_model(**inputs).logits[0, -1]
         return bool(logits[yes] > logits[no])

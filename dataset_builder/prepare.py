@@ -138,7 +138,7 @@ def read_build(folder: Path) -> dict[str, Any]:
     """
     path = folder / "work" / "build.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: there is no build in this folder")
+        raise FileNotFoundError(f"{folder}: there is no build in this folder: name the --output of inf-ir build")
     try:
         build = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -175,7 +175,7 @@ def _prepared(pairs: Iterator[Pair], settings: Settings) -> Iterator[dict[str, A
             "duplicate_of": f"{found[0]} of {found[1]}" if found else None,
         }
     if not seen:
-        raise ValueError(f"{settings.pairs}: there are no pairs in it")
+        raise ValueError(f"{settings.pairs}: there are no pairs in it; name other --pairs")
 
 
 def _mined(work: Path, pairs: Iterator[Pair], settings: Settings) -> Iterator[dict[str, Any]]:

@@ -33,10 +33,10 @@ class Prices:
         self.free = free
         models = table["models"]
         if file is not None:
-            try:
-                models |= read_json(file)["models"]
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"{file}: expected JSON with 'models': {{name: [input, output]}}, got {error!r}") from error
+            listed = read_json(file)
+            if not isinstance(listed, dict) or not isinstance(listed.get("models"), dict):
+                raise ValueError(f"{file}: expected JSON with 'models': {{name: [input, output]}}")
+            models |= listed["models"]
         for item in overrides:
             name, _, price = item.rpartition("=")
             try:

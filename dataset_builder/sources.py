@@ -93,12 +93,14 @@ def read_corpus(source: str | Path, split: str = "train") -> Iterator[str]:
 
 def _pairs(source: str | Path, query_column: str, passage_column: str, split: str) -> Iterator[Pair]:
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and str(source):
         return _beir(path, split)
     if path.is_file():
-        return _columns(read_table(path, ("id", query_column, passage_column)), query_column, passage_column)
+        named = {query_column, passage_column}
+        _, first = next(read_table(path), ("", {}))
+        return _columns(read_table(path, {"id", *named} if named <= first.keys() else None), query_column, passage_column)
     if is_table(path) or path.is_absolute() or str(source).count("/") != 1:
-        raise FileNotFoundError(f"{source}: no such file or folder")
+        raise FileNotFoundError(f"{source}: no such file or folder; check the path")
     if str(source) == MS_MARCO:
         return _ms_marco(split)
     rows = _hub_rows(str(source), None, split)
@@ -125,7 +127,7 @@ def _columns(rows: Iterator[tuple[str, dict[str, Any]]], query_column: str, pass
                 others = ", ".join(map(str, row))
                 raise ValueError(f"{where}: there is no column {column!r}; it has {others} (see {option})")
             if not isinstance(row[column], str) or not row[column].strip():
-                raise ValueError(f"{where}, column {column!r}: the text is missing or empty")
+                raise ValueError(f"{where}, column {column!r}: the text is missing or empty; mend the row, or take it out")
         identifier = number if row.get("id") is None else row["id"]
         yield Pair(str(identifier), row[query_column].strip(), row[passage_column].strip())
 

@@ -122,7 +122,7 @@ def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDAr
     """
     if Path(source).suffix == ".npy":
         vectors = read_array(source)
-        if vectors.ndim != 2 or len(vectors) != len(passages):
+        if vectors.ndim != 2 or len(vectors) != len(passages) or not vectors.size:
             raise ValueError(
                 f"{source}: expected a row for each of the {len(passages)} passages, in the order of `inf-embed passages`, "
                 f"got the shape {vectors.shape}"
@@ -133,6 +133,19 @@ def read_passage_embeddings(source: str | Path, passages: Sequence[str]) -> NDAr
         if not np.isfinite(vectors[start : start + 65_536]).all():
             raise ValueError(f"{source}: there are values that are not finite numbers")
     return vectors
+
+
+def check_dimension(source: str | Path, vectors: NDArray[np.float32], model: SentenceTransformer) -> None:
+    """Refuse passages' vectors (N×d) that cannot be compared with a model's queries.
+
+    Raises:
+        ValueError: d is not the model's dimension; the message names the source.
+    """
+    if vectors.shape[1] != (dimension := model.get_embedding_dimension()):
+        raise ValueError(
+            f"{source}: the vectors have {vectors.shape[1]} dimensions, and the model's have {dimension}: make them with "
+            "its base"
+        )
 
 
 def _read_embeddings(source: str | Path, passages: Sequence[str]) -> NDArray[np.float32]:
@@ -146,8 +159,13 @@ def _read_embeddings(source: str | Path, passages: Sequence[str]) -> NDArray[np.
         if row["text"] not in missing:
             continue
         vector = np.asarray(row["embedding"])
-        if vector.ndim != 1 or vector.dtype.kind not in "fiu" or (vectors.shape[1] and len(vector) != vectors.shape[1]):
-            raise ValueError(f"{where}, column 'embedding': expected as many numbers as in the other rows")
+        if (
+            vector.ndim != 1
+            or not len(vector)
+            or vector.dtype.kind not in "fiu"
+            or (vectors.shape[1] and len(vector) != vectors.shape[1])
+        ):
+            raise ValueError(f"{where}, column 'embedding': expected as many numbers as in the other rows: embed it again")
         if not vectors.shape[1]:
             vectors = np.empty((len(passages), len(vector)), np.float32)
         vectors[missing.pop(row["text"])] = vector

@@ -160,7 +160,7 @@ def _decoded(line: bytes, where: str) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_int=_whole_number)
         if "\\ud" in text.lower():  # only an escape can be half a character
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -169,7 +169,7 @@ def _parsed(text: str, where: str) -> Any:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise RecordError(f"{where}: {half} is half a character (a lone surrogate); take it out") from error
     except ValueError as error:
-        raise RecordError(f"{where}: not valid JSON ({error})") from error
+        raise RecordError(f"{where}: not valid JSON ({error}); mend it") from error
     return value
 
 
@@ -177,9 +177,15 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON; write null")
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > 4000:  # near Python's limit
+        raise ValueError(f"a number of {len(digits)} digits; write it as text")
+    return int(digits)
+
+
 def _object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise RecordError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        raise RecordError(f"{where}: expected a JSON object, got {type(row).__name__}; write one a line")
     return row
 
 

@@ -125,13 +125,13 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         ValueError: It holds no YAML, or no mapping.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: no such file; check the path")
     try:
         settings = yaml.load(read_text(path), _Loader)
     except RecordError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid YAML ({error})") from error
+        raise ValueError(f"{path}: not valid YAML ({error}): mend it") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected names and their values, as num_train_epochs: 2")
     return settings

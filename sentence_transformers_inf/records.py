@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow
+import yaml
 from datasets import (
     Dataset,
     Features,
@@ -114,7 +115,7 @@ def load_records(source: str | Path, split: str | None = None) -> Dataset:
     name, part = _find(source, split)
     where, first = next(_rows(name, part), (name, None))
     if first is None:
-        raise RecordError(f"{name}: there are no records in it")
+        raise RecordError(f"{name}: there are no records in it; name other data")
     to_record(first, where)
     data = _records_of(part) if isinstance(part, list) else _checked(part, name)
     unused = [column for column in OPTIONAL_COLUMNS if column in data.column_names and _is_null(data, column)]
@@ -234,7 +235,7 @@ def to_record(row: dict[str, Any], where: str) -> dict[str, str | None]:
         place = where if format_of(source) in (".jsonl", ".json") else source
         raise RecordError(f"{place}: the column {missing[0]!r} is missing; it has {', '.join(row)}{pairs_hint(row, source)}")
     if problem := _problem(row):
-        raise RecordError(f"{where}, column {problem}")
+        raise RecordError(f"{where}, column {problem}; mend the row, or take it out")
     optional = {name: None if row.get(name) in (None, "") else str(row[name]) for name in OPTIONAL_COLUMNS}
     return optional | {name: row[name] or None for name in REQUIRED_COLUMNS}
 
@@ -284,10 +285,10 @@ def _locate(source: str | Path) -> tuple[str, dict[str, list[Path]] | None]:
         if not is_table(path):
             next(read_table(path))  # says what it may be
         return str(path), {_split_of(path): [path]}
-    if path.is_dir():
+    if path.is_dir() and str(source):
         return str(source), _parts_of(path)
-    if is_table(path) or str(source).count("/") > 1 or path.is_absolute():
-        raise FileNotFoundError(f"{source}: no such file or folder")
+    if is_table(path) or str(source).count("/") > 1 or path.is_absolute() or not str(source).strip():
+        raise FileNotFoundError(f"{source or repr('')}: no such file or folder; check the path")
     return str(source), None
 
 
@@ -332,7 +333,7 @@ def _snapshot(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder by split, as ``load_dataset`` finds them."""
     try:
         found = load_dataset_builder(str(folder)).config.data_files
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, DatasetsError) as error:
         line = f"{folder}: the folder holds no .jsonl or .parquet file (nor .csv or .tsv), and load_dataset reads none"
         raise RecordError(f"{line}: {error}") from error
     return {str(split): [Path(path) for path in paths] for split, paths in (found or {}).items()}

@@ -55,7 +55,7 @@ def read_passages(source: str | Path) -> list[str]:
         return [passage for name in PASSAGE_COLUMNS for passage in records[name]]
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such corpus file")
+        raise FileNotFoundError(f"{path}: no such corpus file; check the path")
     if format_of(path) == ".txt":
         passages = [line.strip() for _, line in read_lines(path) if line.strip()]
     else:
@@ -79,7 +79,7 @@ def passage_of(row: dict[str, Any], where: str) -> str:
     if column is None:
         raise ValueError(f"{where}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(row)}")
     if not isinstance(row[column], str) or not row[column].strip():
-        raise ValueError(f"{where}, column {column!r}: the passage is empty")
+        raise ValueError(f"{where}, column {column!r}: the passage is empty; take the row out")
     return f"{row.get('title') or ''} {row[column]}".strip()
 
 
@@ -117,7 +117,7 @@ def read_index(path: str | Path, size: int, dimension: int) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such index")
+        raise FileNotFoundError(f"{path}: no such index; check the path")
     if path.suffix in (".npy", ".npz"):
         index: Any = read_array(path, "c")  # PyTorch wants memory that may be written to
         shape = index.shape

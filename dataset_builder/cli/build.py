@@ -295,6 +295,8 @@ def repair(
 
     folder = next((place.parent for place in output.parents if (place / "build.json").is_file()), output)
     if folder.is_file():  # the ledger of judgments
+        if not folder.name.endswith("ledger.sqlite"):
+            raise ValueError(f"{folder}: expected the folder of a build, or the ledger of judgments, LABELS.ledger.sqlite")
         _repair(folder, None)
         return
     build = read_build(folder)

@@ -31,10 +31,9 @@ def analyze(
     seed: Annotated[int, Option(help="Of the samples and the map.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """How varied a corpus is, beside others: similarity, n-grams, and a map of instructions, queries and passages."""
-    from sentence_transformers import SentenceTransformer
-
     from dataset_builder import diversity
     from sentence_transformers_inf.corpora import load_rows
+    from sentence_transformers_inf.modules.loading import read_model
     from sentence_transformers_inf.records import record_splits
 
     quiet()
@@ -42,7 +41,7 @@ def analyze(
     for source in dict.fromkeys([data, *(compare or [])]):
         splits = record_splits(source)
         corpora[source] = load_rows(source, splits[0] if len(splits) == 1 else split, limit)
-    encoder = SentenceTransformer(model)
+    encoder = read_model(model)
     with status() as say:
 
         def encode(texts: list[str]) -> Any:

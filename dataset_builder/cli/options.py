@@ -10,7 +10,16 @@ FAILED, CANNOT, BUDGET = 1, 2, 3
 """Exit statuses: more failures than ``--max-failed``; the run cannot go on; a limit on cost or requests was reached."""
 
 Records = Annotated[str, typer.Argument(help="InF-IR records: 'mini', a file, a folder, or a Hub dataset id.")]
-Effort = Annotated[str, typer.Option(help="Reasoning effort of a reasoning model.")]
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # OpenAI's
+
+
+def _effort(name: str) -> str:
+    if name not in _EFFORTS:
+        raise typer.BadParameter(f"{name!r} is no effort; there are {', '.join(_EFFORTS)}")
+    return name
+
+
+Effort = Annotated[str, typer.Option(help="Reasoning effort of a reasoning model.", callback=_effort)]
 Reasoning = Annotated[
     Optional[list[str]],
     typer.Option(help="A model that thinks before it answers and is not known to; may be repeated.", metavar="MODEL"),

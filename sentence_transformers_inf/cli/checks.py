@@ -122,4 +122,4 @@ def existing(paths: Sequence[Path]) -> None:
     """Raise FileNotFoundError for the first path that is not there."""
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
+            raise FileNotFoundError(f"{path}: no such file or folder; check the path")

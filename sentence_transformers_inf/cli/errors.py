@@ -69,11 +69,18 @@ def run(app: typer.Typer, program: str) -> None:
             raise
         module = getattr(error, "name", None)  # of an ImportError
         install = pip_line(module, program) if module else None
-        error_line(str(error) if install is None else f"this needs {module}: {install}")
+        error_line(_in_words(error) if install is None else f"this needs {module}: {install}")
         status = CANNOT
     if status == INTERRUPTED:
         print_line("interrupted", stderr=True)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _in_words(error: Exception) -> str:
+    """What an error says; of one from the system, which file, what is wrong with it, and a remedy."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}: check the path and its permissions"
+    return str(error)
 
 
 def error_line(text: str) -> None:

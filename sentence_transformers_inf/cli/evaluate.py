@@ -58,6 +58,12 @@ def evaluate(
     data = data or "mini"
     from sentence_transformers_inf.evaluation import measure
     from sentence_transformers_inf.modules import load_instruction_model
+    from sentence_transformers_inf.passages import (
+        check_dimension,
+        distinct_passages,
+        passage_rows,
+        read_passage_embeddings,
+    )
     from sentence_transformers_inf.recipe import read_recipe
     from sentence_transformers_inf.records import is_on_hub, load_records, record_splits
 
@@ -65,11 +71,11 @@ def evaluate(
     records, split, trained_on = _choose_records(model, recipe, data, split)
     vectors = None
     if passage_embeddings is not None:
-        from sentence_transformers_inf.passages import distinct_passages, passage_rows, read_passage_embeddings
-
         texts = distinct_passages([load_records(data, name) for name in record_splits(data)])
         vectors = read_passage_embeddings(passage_embeddings, texts)[passage_rows(records, texts).ravel()]
     loaded = load_instruction_model(model, trust_remote_code=trust_remote_code)
+    if vectors is not None:
+        check_dimension(str(passage_embeddings), vectors, loaded)
     result = measure(loaded, records, batch_size, show_progress_bar=sys.stderr.isatty(), passage_embeddings=vectors)
     means, per_type = result.means(), result.per_type()
     report: dict[str, Any] = {"model": model, "data": data, "data_on_hub": is_on_hub(data), "split": split}

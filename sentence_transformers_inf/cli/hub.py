@@ -31,7 +31,7 @@ def card(
 
     quiet()
     if not (model / "modules.json").is_file():
-        raise FileNotFoundError(f"{model}: there is no saved model here")
+        raise FileNotFoundError(f"{model}: there is no saved model here: name a model's folder")
     found = [(path, _results(model, path)) for path in results or []]
     loaded = load_instruction_model(model, trust_remote_code=trust_remote_code)
     with locked(model):

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.checks import need
+from sentence_transformers_inf.cli.checks import need, not_blank
 from sentence_transformers_inf.cli.display import print_line, quiet
 
 BUNDLED_NAME = "all-MiniLM-L6-v2-inf"
@@ -18,7 +18,11 @@ def serve(
         Optional[str], typer.Argument(help="A Hub id or a folder. Default: the adapter that the package ships.")
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. There is no password: others than this machine reach it by 0.0.0.0.")
+        str,
+        typer.Option(
+            help="Address to listen on. There is no password: others than this machine reach it by 0.0.0.0.",
+            callback=not_blank,
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.", min=0, max=65535)] = 8000,
 ) -> None:
@@ -52,7 +56,8 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, TypeError, ValueError) as error:  # a host that cannot be encoded is one of the last two
         listener.close()
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; name another --host or --port") from error
+        why = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen on {host}, port {port}: {why}; name another --host or --port") from error
     return listener

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from sentence_transformers_inf.cli.checks import server
+from sentence_transformers_inf.cli.checks import existing, server
 from sentence_transformers_inf.cli.display import Table, print_line, quiet
 
 
@@ -47,6 +47,7 @@ def verify(
     quiet()
     if (index is None) != (corpus is None):
         raise ValueError("--index and --corpus go together: give both")
+    existing([] if index is None else [index])
     if index is not None and index.suffix not in (".npy", ".npz"):
         raise ValueError(f"{index}: expected vectors in a .npy or .npz file")
     passages = [] if corpus is None else read_passages(corpus)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
+from sentence_transformers_inf.modules import check_embeddings
 from sentence_transformers_inf.passages import distinct_passages
 from sentence_transformers_inf.records import load_records
 
@@ -64,6 +65,8 @@ def measure_parity(reference: Encode, exported: Encode) -> dict[str, float]:
     inputs, passages = parity_inputs()
     kinds = ("instructed_queries", "plain_queries")
     pairs = {kind: (reference(kind, texts), exported(kind, texts)) for kind, texts in inputs.items()}
+    for kind, (ours, _) in pairs.items():
+        check_embeddings(ours, [str(text) for text in inputs[kind]], kind.replace("_", " "))
     differences = [np.abs(ours - theirs) / np.linalg.norm(ours, axis=1, keepdims=True) for ours, theirs in pairs.values()]
     firsts = [
         _first_ten(np.concatenate([pairs[kind][side] for kind in kinds]), encode("passages", passages))

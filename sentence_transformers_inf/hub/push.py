@@ -38,7 +38,7 @@ def check_saved(folder: Path) -> None:
         ValueError: Its run is not finished.
     """
     if not (folder / "modules.json").is_file():
-        raise FileNotFoundError(f"{folder}: there is no saved model here")
+        raise FileNotFoundError(f"{folder}: there is no saved model here: name a model's folder")
     if (recipe := read_recipe(folder)) is not None and not recipe.get("finished", False):
         raise ValueError(f"{folder}: the training is not finished; give the same train command again")
 

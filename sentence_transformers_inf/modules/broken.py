@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 _ROWS = 65_536
 """Rows that are looked at in one go."""
 
-_REMEDY = "the model that made them is broken, e.g. trained with too high a learning rate"
+_REMEDY = "the model that made them is broken, e.g. trained with too high a learning rate: train it again, or take another"
 
 
 class BrokenModelError(ValueError):

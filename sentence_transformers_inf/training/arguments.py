@@ -272,7 +272,8 @@ def _check(args: InstructionTrainingArguments) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
     if args.update == "queries" and args.anchor_weight:
         raise ValueError("with update='queries' bare queries have no embeddings to be held to: leave anchor_weight out")
-    if args.lora_r and args.frozen_layers:
+    is_adapting = args.update == "queries" and args.passage_embeddings is None
+    if args.frozen_layers and (args.lora_r or (is_adapting and args.lora_r is None)):
         raise ValueError("a LoRA keeps all layers as they are: leave frozen_layers out")
     if args.hub_token and args.hub_strategy != "end":
         raise ValueError(

@@ -148,37 +148,48 @@ class RunFolder:
         Raises:
             FileExistsError: It holds a finished model, an unfinished run of another recipe, or something else.
         """
-        if (problem := _on_first(lambda: self._claim(recipe, overwrite))) is not None:
+        self.check(recipe, overwrite)
+        _on_first(lambda: self._claim(json.loads(json.dumps(recipe))))
+
+    def check(self, recipe: dict[str, Any], overwrite: bool = False) -> None:
+        """Whether :meth:`claim` would refuse; nothing is written.
+
+        Raises:
+            FileExistsError: It would.
+        """
+        if (problem := _on_first(lambda: self._problem(json.loads(json.dumps(recipe)), overwrite))) is not None:
             raise FileExistsError(problem)
 
-    def _claim(self, recipe: dict[str, Any], overwrite: bool) -> str | None:
-        recipe = json.loads(json.dumps(recipe))
+    def _problem(self, recipe: dict[str, Any], overwrite: bool) -> str | None:
         try:
             earlier = read_recipe(self.path)
         except ValueError as error:
             return str(error)
-        change = None if earlier is None else _first_change(earlier, recipe)
-        if overwrite and earlier is not None and change is not None:  # nothing of one model may stay beside another
+        if earlier is None:
+            return self.foreign()
+        if overwrite:
+            return None
+        if earlier.get("finished", False):
+            return f"{self.path} holds a finished model: name another --output (output_dir), or replace it with --overwrite"
+        if (change := _first_change(earlier, recipe)) is not None:
+            name, before, now = change
+            return (
+                f"{self.path} holds an unfinished run with another {name} ({before!r}, now {now!r}): name another "
+                "--output (output_dir), or replace it with --overwrite"
+            )
+        return None
+
+    def _claim(self, recipe: dict[str, Any]) -> None:
+        earlier = read_recipe(self.path)
+        if (
+            earlier is not None and _first_change(earlier, recipe) is not None
+        ):  # nothing of one model may stay beside another
             write_recipe(self.path, {**earlier, "finished": False})
             for entry in self.path.iterdir():
                 if entry.name not in (RECIPE_FILE, LOCK_FILE):
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        elif earlier is not None:
-            if earlier.get("finished", False):
-                return (
-                    f"{self.path} holds a finished model: name another --output (output_dir), or replace it with --overwrite"
-                )
-            if change is not None:
-                name, before, now = change
-                return (
-                    f"{self.path} holds an unfinished run with another {name} ({before!r}, now {now!r}): name another "
-                    "--output (output_dir), or replace it with --overwrite"
-                )
-        elif (problem := self.foreign()) is not None:
-            return problem
         self.path.mkdir(parents=True, exist_ok=True)
         write_recipe(self.path, recipe)
-        return None
 
     def foreign(self) -> str | None:
         """Why no run may begin in the folder: it holds something, and that is no run; ``None`` if one may."""

@@ -33,7 +33,13 @@ from sentence_transformers_inf.modules import (
 )
 from sentence_transformers_inf.modules.loading import read_model
 from sentence_transformers_inf.modules.lora import lora_base, name_base
-from sentence_transformers_inf.passages import distinct_passages, encode_passages, passage_rows, read_passage_embeddings
+from sentence_transformers_inf.passages import (
+    check_dimension,
+    distinct_passages,
+    encode_passages,
+    passage_rows,
+    read_passage_embeddings,
+)
 from sentence_transformers_inf.recipe import locked, model_files, write_recipe
 from sentence_transformers_inf.records import TRAINING_COLUMNS
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, evaluate_with_checkpoints, resolve
@@ -211,8 +217,13 @@ class InstructionTrainer(SentenceTransformerTrainer):
         return output
 
     def reopen(self) -> None:
-        """Let :meth:`train` end a run again whose model was saved, but not what its command does after that."""
+        """Let :meth:`train` end a run again whose model was saved, but not what its command does after that.
+
+        Raises:
+            FileExistsError: As for :meth:`train`.
+        """
         self.run_folder.reopen(self._recipe)
+        self.run_folder.check(self._recipe, self.args.overwrite)
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, *args: Any, **kwargs: Any) -> BatchSampler | None:
         """As the host's; where there are several sources, the batch of all processes."""
@@ -364,6 +375,8 @@ class InstructionTrainer(SentenceTransformerTrainer):
             return [], None
         passages = distinct_passages(views if self._validation is None else [*views, self._validation])
         if args.passage_embeddings is not None:
-            return passages, read_passage_embeddings(args.passage_embeddings, passages)
+            vectors = read_passage_embeddings(args.passage_embeddings, passages)
+            check_dimension(args.passage_embeddings, vectors, model)
+            return passages, vectors
         base = detach_adapter(model) if is_adapter(model) else model
         return passages, encode_passages(base, passages, show_progress=not args.disable_tqdm)

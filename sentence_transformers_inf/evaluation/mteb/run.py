@@ -134,7 +134,7 @@ def _drop_half_written(result: Path, log: Callable[[str], None]) -> None:
         try:
             for document in text.splitlines() if path.suffix == ".jsonl" else [text]:
                 json.loads(document)
-        except ValueError:
+        except (ValueError, RecursionError):
             log(f"{path} was not written to its end: {result.stem} is run again")
             path.unlink()
     try:
