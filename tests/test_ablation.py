@@ -130,7 +130,7 @@ def test_the_command_runs_what_is_missing_and_refuses_results_of_other_settings(
     status, _, error = call("inf-embed", "ablate", changed, "--output", folder / "out")
     assert status == 2
     assert "max_records 4, seed 1" in error_line(error)
-    assert "is of other settings: name another output" in error_line(error)
+    assert "is of other settings: name another --output" in error_line(error)
 
 
 @pytest.mark.parametrize(

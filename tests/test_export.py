@@ -250,7 +250,7 @@ def test_what_cannot_be_exported_is_one_line(models, tiny, tmp_path, monkeypatch
     assert "leave it out" in refusal(tiny, "--format", "merged", "--output", new, "--quantize")
     assert "--format merged" in refusal(models["lora"], "--format", "vllm", "--output", new)
     below = there / "thesis.txt/export"
-    assert "cannot be made" in refusal(tiny, "--format", "merged", "--output", below)
+    assert "thesis.txt is a file" in refusal(tiny, "--format", "merged", "--output", below)
     for module, format in (("onnxruntime", "onnx"), ("onnxscript", "onnx"), ("openvino", "openvino")):
         with monkeypatch.context() as patch:
             patch.setattr("importlib.util.find_spec", lambda name, missing=module: None if name == missing else 1)

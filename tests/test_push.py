@@ -74,7 +74,7 @@ def test_the_pushed_card_parses_and_its_snippet_runs(connected, pushed, capsys):
     assert values["MiniInstructionRetrieval", "no-instruction", "p-MRR"] == 0
     instructed = values["MiniInstructionRetrieval", None, "p-MRR"]
     assert f"| MiniInstructionRetrieval | p-MRR | {instructed:.1f} | 0.0 |" in found.text
-    assert f"| p-MRR | {scores['p_mrr']:.1f} |" in found.text
+    assert f"| p-MRR | {scores['base']['p_mrr']:.1f} | {scores['p_mrr']:.1f} |" in found.text
     assert str(pushed.parent) not in found.text
 
 
@@ -105,7 +105,7 @@ def test_a_card_of_an_earlier_template_is_written_anew(connected, pushed, tmp_pa
     shutil.copytree(pushed, tmp_path / "model")
     template = tmp_path / "model_card.md"
     template.write_text(
-        "---\n{{ card_data }}\n---\n\n# {{ name }}\n\nThe template of an earlier version.\n", encoding="utf-8"
+        "---\n{{ card_data | safe }}\n---\n\n# {{ name }}\n\nThe template of an earlier version.\n", encoding="utf-8"
     )
     with monkeypatch.context() as patch:
         patch.setattr(card, "TEMPLATE", template)

@@ -17,7 +17,7 @@ import datasets
 import markdown as python_markdown
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -58,7 +58,7 @@ TEXTS = st.one_of(
     st.text(st.characters(), max_size=30),  # lone surrogates as well, as a path may hold them
 )
 NUMBERS = st.floats(-100, 100)
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 
 
 def is_obeyed(character):
@@ -276,9 +276,8 @@ def test_names_bring_nothing_into_a_model_card(saved, good_card, name, base, dat
     headings, links, cells = parsed(without_front_matter(str(card)))
     expected = parsed(without_front_matter(good_card))
     assert (headings, cells) == (expected[0], expected[2])
-    assert all(
-        re.fullmatch(r"https://(huggingface\.co/[\w./-]*|\w.*(sbert|arxiv|mteb|MTEB|github).*)", link) for link in links
-    )
+    ours = re.compile(r"https://(huggingface\.co/[\w./-]*|(www\.sbert\.net|arxiv\.org|github\.com)[\w./-]*)")
+    assert [link for link in links if not ours.fullmatch(link)] == []
 
 
 @FEW
@@ -536,7 +535,7 @@ def test_the_version_is_shown(program):
 def test_a_finished_model_is_replaced_by_the_option_that_is_named(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "recipe.json").write_text('{"finished": true}')
+    (tmp_path / "done" / "recipe.json").write_text('{"base": "b", "finished": true}')
     status, _, err = call("inf-embed", "demo", "--output", "done")
     assert status == 2
     assert "replace it with --overwrite" in error_line(err)

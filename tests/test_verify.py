@@ -35,7 +35,7 @@ def verify(app, tiny, *options):
 def test_the_own_server_passes_to_the_bit(tiny):
     status, out, _ = verify(create_app(load_instruction_model(tiny), "tiny"), tiny)
     assert status == 0, out
-    assert [line.split()[4] for line in out.splitlines() if "texts" in line or "queries" in line] == ["bits", "bits"]
+    assert [line.split()[2] for line in out.splitlines() if line.startswith(("plain texts", "instructed queries"))] == ["bits"] * 2
 
 
 def test_exclusions_that_only_the_server_subtracts_are_named(tiny):
@@ -176,8 +176,8 @@ def test_what_is_no_server_of_embeddings_is_one_line(tiny, app, message):
     ("url", "message"),
     [
         ("http://127.0.0.1:9/v1", "no server answers"),
-        ("127.0.0.1:8000", "expected the address"),
-        ("http://[", "this is no address"),
+        ("127.0.0.1:8000", "no address of a server"),
+        ("http://[", "no address of a server"),
         ("http://a b:80", ""),
     ],
 )

@@ -33,14 +33,19 @@ def space_files(model: str | None, compare: str | None, corpus: str, name: str |
         name: What its page calls the model; ``None``: as it is loaded.
     """
     known = {
-        "model": repr(model),
-        "compare": repr(compare),
-        "corpus": repr(corpus),
+        "model": _literal(model),
+        "compare": _literal(compare),
+        "corpus": _literal(corpus),
         "name": name or model or "the adapter of all-MiniLM-L6-v2 that the package ships",
         "version": importlib.metadata.version("sentence-transformers-inf"),
     }
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), keep_trailing_newline=True, autoescape=False)
     return {file: environment.get_template(f"{file}.jinja").render(known) for file in FILES}
+
+
+def _literal(text: str | None) -> str:
+    """A text as Python has it, in double quotes."""
+    return "None" if text is None else json.dumps(text)
 
 
 def push_space(

@@ -190,7 +190,7 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
     if base is not None:
         raise ValueError(f"{name} is no adapter: leave base out")
     entries = read_settings(name, "modules.json", list, ("path", "type"), place)
-    routes = None
+    routes: Any = None
     if entries is not None and str(entries[0]["type"]).rpartition(".")[2] in (Router.__name__, InstructionRouter.__name__):
         file = f"{entries[0]['path']}/{Router.config_file_name}".lstrip("/")
         if (routes := read_settings(name, file, dict, ("types", "structure"), place)) is None:
