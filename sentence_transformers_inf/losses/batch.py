@@ -144,9 +144,7 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
     filled = [[row, *of_row, *[row] * (width - 1 - len(of_row))] for row, of_row in zip(rows[own_rows], candidates)]
 
     # What is no negative of what: among the rows of all processes and the further negatives that count.
-    first_at = {negative: at for at, negative in reversed(list(enumerate(negatives)))}
-    known = set(right)
-    new = sorted(at for negative, at in first_at.items() if negative not in known)
+    new = _new(negatives, right)
     pair_codes, passage_codes = _codes(rows), _codes([*right, *(negatives[at] for at in new)])
     same_pair = pair_codes[own_rows, None] == pair_codes
     same_passage = passage_codes[own_rows, None] == passage_codes
@@ -154,8 +152,7 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
     # A row that a record has twice, for want of a twin query, is one candidate; it stays the positive of its own row.
     repeated = _repeated([(at // k, row, passage) for at, (row, passage) in enumerate(zip(rows, right))])
     not_negative[:, : len(rows)] |= same_pair | repeated
-    known_pairs = _numbers(rows)
-    candidate_codes = torch.tensor([[known_pairs.get(pair, -1) for pair in of_row] for of_row in filled])
+    candidate_codes = _codes_among(rows, filled)
     # f(I', q) is right for the row's passage where some row of the batch pairs the two, the row itself included.
     paired = (candidate_codes[:, :, None] == pair_codes) & same_passage[:, None, : len(rows)]
 
@@ -164,7 +161,7 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
     positive = torch.tensor([first_row + row for _, row in draws.plain], dtype=torch.long)
     same_query = query_codes[positive, None] == query_codes
     of_record = same_query.unflatten(1, (len(records), k)).any(dim=-1)
-    answers = torch.cat([same_query, of_record[:, [at // (len(negatives) // len(records)) for at in new]]], dim=1)
+    answers = torch.cat([same_query, of_record[:, [at * len(records) // len(negatives) for at in new]]], dim=1)
     answers |= passage_codes[positive, None] == passage_codes
     answers[:, : len(rows)] |= repeated
     answers[torch.arange(len(positive)), positive] = False
@@ -185,13 +182,30 @@ def plan(records: Sequence[Record], own: range, draws: Draws, *, encode_candidat
         plain_query=torch.tensor([pair_number["", query] for query, _ in draws.plain], dtype=torch.long),
         plain_positive=positive,
         not_plain_negative=answers,
-        plain_share=_share(lambda of: sum(len({query for _, query in record.pairs}) for record in of), records, own),
-        anchor_share=_share(
-            lambda of: len({query for record in of for _, query in record.pairs}) + len({each.passages[0] for each in of}),
-            records,
-            own,
-        ),
+        plain_share=_share(_bare_queries, records, own),
+        anchor_share=_share(_held_texts, records, own),
     )
+
+
+def _new(values: Sequence[Hashable], known: Sequence[Hashable]) -> list[int]:
+    """Where values that are not known stand first."""
+    first_at = {value: at for at, value in reversed(list(enumerate(values)))}
+    return sorted(first_at[value] for value in first_at.keys() - set(known))
+
+
+def _codes_among(rows: Sequence[Pair], candidates: Sequence[Sequence[Pair]]) -> Tensor:
+    """The codes of rows for each candidate (R'×m); -1 where no row is equal."""
+    numbers = _numbers(rows)
+    return torch.tensor([[numbers.get(pair, -1) for pair in of_row] for of_row in candidates])
+
+
+def _bare_queries(records: Sequence[Record]) -> int:
+    return sum(len({query for _, query in record.pairs}) for record in records)
+
+
+def _held_texts(records: Sequence[Record]) -> int:
+    queries = {query for record in records for _, query in record.pairs}
+    return len(queries) + len({record.passages[0] for record in records})
 
 
 def _share(count: Callable[[Sequence[Record]], int], records: Sequence[Record], own: range) -> float:
