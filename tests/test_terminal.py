@@ -17,7 +17,7 @@ import datasets
 import markdown as python_markdown
 import pytest
 import yaml
-from hypothesis import given, HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 

@@ -35,7 +35,9 @@ def verify(app, tiny, *options):
 def test_the_own_server_passes_to_the_bit(tiny):
     status, out, _ = verify(create_app(load_instruction_model(tiny), "tiny"), tiny)
     assert status == 0, out
-    assert [line.split()[2] for line in out.splitlines() if line.startswith(("plain texts", "instructed queries"))] == ["bits"] * 2
+    assert [line.split()[2] for line in out.splitlines() if line.startswith(("plain texts", "instructed queries"))] == [
+        "bits"
+    ] * 2
 
 
 def test_exclusions_that_only_the_server_subtracts_are_named(tiny):
