@@ -190,7 +190,7 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
     if base is not None:
         raise ValueError(f"{name} is no adapter: leave base out")
     entries = read_settings(name, "modules.json", list, ("path", "type"), place)
-    routes = None
+    routes: Any = None
     if entries is not None and str(entries[0]["type"]).rpartition(".")[2] in (Router.__name__, InstructionRouter.__name__):
         file = f"{entries[0]['path']}/{Router.config_file_name}".lstrip("/")
         if (routes := read_settings(name, file, dict, ("types", "structure"), place)) is None:
@@ -207,6 +207,8 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
     elif {"query", "document"} <= model[0].sub_modules.keys() or {"instructed", "base"} <= model[0].sub_modules.keys():
         router: Any = model[0]
         router.__class__ = InstructionRouter
+        if routes is None:  # of an earlier name
+            routes = read_settings(name, f"{folders[0]}/{router.config_file_name}", dict, ("structure",), place)
         for route, parts in routes["structure"].items():
             _take_saved(router.route(route), name, [f"{folders[0]}/{part}".lstrip("/") for part in parts], place)
         if "instructed" in router.sub_modules:
