@@ -176,8 +176,8 @@ def test_what_is_no_server_of_embeddings_is_one_line(tiny, app, message):
     ("url", "message"),
     [
         ("http://127.0.0.1:9/v1", "no server answers"),
-        ("127.0.0.1:8000", "expected the address"),
-        ("http://[", "this is no address"),
+        ("127.0.0.1:8000", "is no address of a server"),
+        ("http://[", "is no address of a server"),
         ("http://a b:80", ""),
     ],
 )
