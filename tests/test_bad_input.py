@@ -309,7 +309,7 @@ ROWS = [
             ("surrogate.jsonl", "surrogate.jsonl, row 1", "take it out"),
             ("deep.jsonl", "deep.jsonl, row 1", "flatten"),
             ("cut.parquet", "cut.parquet", "again"),
-            ("flip.parquet", "it has id, topic", "--query-column"),
+            ("flip.parquet", "flip.parquet", "again"),
             ("utf16.jsonl", "utf16.jsonl, row 1", "UTF-8"),
             ("cut.jsonl.gz", "cut.jsonl.gz", "again"),
             ("none.csv", "none.csv: no such file", "check the path"),

@@ -401,6 +401,7 @@ def gguf():
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
+@pytest.mark.slow
 def test_a_real_pair_goes_through_all_stages_on_a_real_model(gguf, tmp_path):
     shortest = sorted(load_records("mini", "train"), key=lambda record: len(record["document"]))
     reports = []

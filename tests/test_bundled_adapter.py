@@ -28,6 +28,7 @@ def test_it_obeys_without_a_training_and_leaves_all_else_to_the_base(model, base
     assert simple[0] - technical[0] > simple[1] - technical[1] + 0.05
 
 
+@pytest.mark.slow
 def test_its_card_has_the_scores_that_it_reaches(model):
     records = load_records("mini", "test")
     means = measure(model, records).means()

@@ -124,6 +124,7 @@ def run_alone(*folders):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_merged_folders_of_every_form_embed_as_the_model_where_this_package_is_not(models, tmp_path):
     folders = {form: tmp_path / form.replace(" ", "-") for form in FORMS}
     for form, folder in folders.items():
@@ -195,6 +196,7 @@ def test_int8_of_the_shipped_adapter_finds_the_same_passages(tmp_path):
     assert max(sizes) < 65 * 2**20  # of 87 in float32
 
 
+@pytest.mark.slow
 def test_one_encoder_is_one_folder(tiny, tmp_path):
     settings = export_model(tiny, tmp_path / "export", "onnx")
     assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["README.md", "query", "serving.json"]

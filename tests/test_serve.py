@@ -277,4 +277,4 @@ def test_what_cannot_start_is_one_line(tiny, tmp_path, monkeypatch):
     assert "no such model folder" in error_line(err)
     assert call("inf-embed", "serve", tiny, "--host", "no.such.host.invalid")[0] == 2
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "pip install 'sentence-transformers-inf[serve]'" in error_line(call("inf-embed", "serve", tiny)[2])
+    assert 'pip install "sentence-transformers-inf[serve]"' in error_line(call("inf-embed", "serve", tiny)[2])

@@ -35,9 +35,8 @@ def verify(app, tiny, *options):
 def test_the_own_server_passes_to_the_bit(tiny):
     status, out, _ = verify(create_app(load_instruction_model(tiny), "tiny"), tiny)
     assert status == 0, out
-    assert [line.split()[2] for line in out.splitlines() if line.startswith(("plain texts", "instructed queries"))] == [
-        "bits"
-    ] * 2
+    rows = [line.split() for line in out.splitlines() if line.strip().startswith(("plain texts", "instructed queries"))]
+    assert [cells[2] for cells in rows] == ["bits", "bits"]
 
 
 def test_exclusions_that_only_the_server_subtracts_are_named(tiny):

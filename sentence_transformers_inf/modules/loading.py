@@ -207,6 +207,8 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
     elif {"query", "document"} <= model[0].sub_modules.keys() or {"instructed", "base"} <= model[0].sub_modules.keys():
         router: Any = model[0]
         router.__class__ = InstructionRouter
+        if routes is None:  # of an earlier name
+            routes = read_settings(name, f"{folders[0]}/{router.config_file_name}", dict, ("structure",), place)
         for route, parts in routes["structure"].items():
             _take_saved(router.route(route), name, [f"{folders[0]}/{part}".lstrip("/") for part in parts], place)
         if "instructed" in router.sub_modules:
