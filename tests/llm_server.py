@@ -203,8 +203,11 @@ class Script:
         await asyncio.sleep(self.latency + (0.3 if 21 <= chance < 26 else 0))
         completion = self.completion(body, key, chance)
         response = web.Response(body=self.spoil(body, completion), content_type="application/json")
-        await response.prepare(request)
-        await response.write_eof()
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except ConnectionResetError:  # of a client that was killed
+            return response
         self.note("answered", key)
         return response
 
