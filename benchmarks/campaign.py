@@ -43,7 +43,8 @@ def measure(folder: Path, source: Path, kills: int, batch: bool) -> dict[str, ob
         started = time.perf_counter()
         builder(["dataset_builder.cli"], source, folder / "undisturbed", servers[0].url, batch)
         program = ["tests.campaign", kills, 0, 4 if batch else 1.5]
-        ended = json.loads(builder(program, source, folder / "out", servers[1].url, batch).stdout.splitlines()[0])
+        said = builder(program, source, folder / "out", servers[1].url, batch).stdout.splitlines()
+        ended = json.loads(next(line for line in said if line.startswith("{")))
         factor, deaths = (0.5, 0) if batch else (1.0, ended["-9"])  # an answer of the Batch API can be fetched again
         found = check(folder / "out", folder / "undisturbed", servers[1], deaths, 3 * CONCURRENCY, MAX_COST, factor)
         return {"seconds": round(time.perf_counter() - started), "builders by exit status": ended, **found}
