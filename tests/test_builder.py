@@ -155,7 +155,7 @@ def test_a_build_writes_records_a_report_and_how_every_pair_ended(clean_build, p
     assert usage["gpt-4o-mini"]["requests"] == 120
     assert usage["o3-mini"]["requests"] == 120
     assert counts["cost"] == pytest.approx(120 * (200 * 0.15 + 50 * 0.6) / 1e6 + 120 * (200 * 1.1 + 50 * 4.4) / 1e6)
-    assert set(counts["prompts"]) == {"instruct", "poison", "write", "judge", "judge_pairwise"}
+    assert set(counts["prompts"]) == {"instruct", "poison", "write", "judge", "judge_pairwise", "contrast", "judge_both"}
     assert "gpt-4o-mini" in (output / "report.md").read_text(encoding="utf-8")
 
 

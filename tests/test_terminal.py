@@ -522,8 +522,9 @@ def test_extras_are_those_of_the_package():
         if (found := re.match(r"([\w-]+).*extra == '(\w+)'", requirement.replace('"', "'"))) and found[2] in names:
             names[found[2]].add(found[1])
     for extra, modules in EXTRAS.items():
-        named = {"scikit-learn" if module == "sklearn" else module for module in modules}
-        within = names["build"] if extra in ("llm", "scale") else set()
+        called = {"sklearn": "scikit-learn", "faiss": "faiss-cpu", "prometheus_client": "prometheus-client"}
+        named = {called.get(module, module) for module in modules}
+        within = names["build"] if extra in ("llm", "mine", "scale") else names["demo"] if extra == "playground" else set()
         assert named == names[extra] - within - {"sentence-transformers-inf", "transformers"}
 
 

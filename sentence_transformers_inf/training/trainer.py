@@ -34,7 +34,6 @@ from sentence_transformers_inf.modules import (
 from sentence_transformers_inf.modules.loading import read_model
 from sentence_transformers_inf.modules.lora import lora_base, name_base
 from sentence_transformers_inf.passages import (
-    check_dimension,
     distinct_passages,
     encode_passages,
     passage_rows,
@@ -375,8 +374,6 @@ class InstructionTrainer(SentenceTransformerTrainer):
             return [], None
         passages = distinct_passages(views if self._validation is None else [*views, self._validation])
         if args.passage_embeddings is not None:
-            vectors = read_passage_embeddings(args.passage_embeddings, passages)
-            check_dimension(args.passage_embeddings, vectors, model)
-            return passages, vectors
+            return passages, read_passage_embeddings(args.passage_embeddings, passages)
         base = detach_adapter(model) if is_adapter(model) else model
         return passages, encode_passages(base, passages, show_progress=not args.disable_tqdm)
