@@ -4,7 +4,7 @@ VENV ?= .venv
 # A tested version; any from 2.6 works. For a build of your own (CUDA, ROCm): make TORCH=... or install it in $(VENV) first.
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
-# Tests wait for processes of their own much of the time: one worker more than the two cores that they need.
+# Tests wait for processes of their own much of the time, so two cores have work for more workers.
 WORKERS ?= 3
 
 .PHONY: demo adapter picture test test-all test-slow test-lowest lint bench docs clean
@@ -19,7 +19,7 @@ test-all: $(VENV)/.dev  # with what is slow
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 20
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow --durations 20
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m slow --durations 20
 
 test-lowest:  # the lower bounds of pyproject.toml together; wants PYTHON=python3.10
 	$(PYTHON) -m venv $(VENV)-lowest

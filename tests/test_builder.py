@@ -416,7 +416,7 @@ def test_tasks_of_an_executor_make_the_same_dataset(kind, clean_build, serve, pa
     server = serve()
     output = tmp_path / "out"
     process = start(
-        *command(pairs(40), output, server.url, "--executor", kind, "--tasks", "4", "--workers", "2"),
+        *command(pairs(40), output, server.url, "--executor", kind, "--tasks", "2", "--workers", "2"),
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     printed = process.communicate(timeout=300)[1]
@@ -436,19 +436,19 @@ def test_a_killed_worker_leaves_only_its_own_task_to_finish(clean_build, serve, 
     server = serve("--latency", "0.2")
     output = tmp_path / "out"
     arguments = command(
-        pairs(40), output, server.url, "--executor", "local", "--tasks", "4", "--workers", "1", "--concurrency", "3"
+        pairs(40), output, server.url, "--executor", "local", "--tasks", "2", "--workers", "1", "--concurrency", "3"
     )
     process = start(*arguments, stderr=subprocess.DEVNULL, start_new_session=True)
     done = output / "work" / "logs" / "completions"
-    while not (done / "00001").exists():
+    while not (done / "00000").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    while not (output / "work" / "task-00002" / "ledger.sqlite").exists():
+    while not (output / "work" / "task-00001" / "ledger.sqlite").exists():
         time.sleep(0.05)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (done / "00002").exists()
+    assert not (done / "00001").exists()
     asked = sum(server.asked().values())
     assert asked > 120
     result = inf_ir(*arguments)
