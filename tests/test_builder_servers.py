@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 from unittest import mock
 
 import httpx2
@@ -548,6 +551,12 @@ def test_an_interrupt_ends_a_run_whose_server_never_answers(number, serve, pairs
     assert counts["usage"]["gpt-4o-mini (possibly paid)"]["requests"] == 10
 
 
+def catches(process, number):
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1
+
+
 @pytest.mark.slow
 def test_a_loaded_local_model_obeys_sigterm(gguf, pairs, tmp_path):  # noqa: F811
     """Its server is at work on questions that take long, and would not end by itself."""
@@ -557,6 +566,9 @@ def test_a_loaded_local_model_obeys_sigterm(gguf, pairs, tmp_path):  # noqa: F81
         part = process.stderr.read1()
         assert part, said
         said += part
+    while not catches(process, signal.SIGTERM):
+        assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     try:
         said = process.communicate(timeout=100)[1].decode()

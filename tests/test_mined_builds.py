@@ -74,15 +74,15 @@ def test_tokens_are_less_than_half_of_what_written_passages_take(serve, corpus, 
 def test_a_mined_build_that_is_killed_ends_in_the_same_bytes(serve, corpus, tiny, tmp_path):  # noqa: F811
     inf_ir(*mined(corpus, tmp_path / "whole", serve(name="calm").url, tiny))
     server = serve("--faults", name="faults")
-    arguments = mined(corpus, tmp_path / "cut", server.url, tiny)
+    arguments = mined(corpus, tmp_path / "cut", server.url, tiny, "--concurrency", 4)
     for asked in (0, 3, 10, 20, 35):
         process = start(*arguments)
         server.wait_for("asked", asked)
         kill(process)
     inf_ir(*arguments)
+    assert len(server.asked_after_answer()) <= 5 * 4  # at most those in flight at each death
     inf_ir(*arguments, "--retry-failed")
     assert dataset_bytes(tmp_path / "cut") == dataset_bytes(tmp_path / "whole")
-    assert server.asked_after_answer() == []
 
 
 def test_a_query_without_a_second_passage_is_counted(serve, tiny, tmp_path):  # noqa: F811
