@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers_inf.corpora import passage_of, read_passages
 from sentence_transformers_inf.reading import find_file, is_table, read_beir_texts, read_qrels, read_table
-from sentence_transformers_inf.search import passage_of, read_passages
 
 MS_MARCO = "microsoft/ms_marco"
 """Hub id of MS MARCO; its configuration ``v2.1`` is read, and of each query the passages with ``is_selected``."""
@@ -66,7 +66,7 @@ def read_corpus(source: str | Path, split: str = "train") -> Iterator[str]:
     """Read the passages of a corpus, one at a time.
 
     Args:
-        source: A BEIR folder (its ``corpus.jsonl``), a file as :func:`~sentence_transformers_inf.search.read_passages` has
+        source: A BEIR folder (its ``corpus.jsonl``), a file as :func:`~sentence_transformers_inf.corpora.read_passages` has
             it, or the id of a Hub dataset with a column ``text``, ``passage`` or ``document``.
         split: Of a Hub dataset.
 

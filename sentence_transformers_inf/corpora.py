@@ -1,4 +1,4 @@
-"""Other people's instruction-following data as rows, and the base model that a package from the index carries.
+"""Other people's instruction-following data as rows, corpora of passages, and the base model that a package carries.
 
 A row is an instruction, a query, the passage that is right for both, and one that is not.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from sentence_transformers_inf.reading import RecordError
+from sentence_transformers_inf.reading import RecordError, format_of, read_lines, read_table
 from sentence_transformers_inf.records import (
     PASSAGE_COLUMNS,
     REQUIRED_COLUMNS,
@@ -35,6 +35,9 @@ BUNDLED_BASE = "sentence-transformers/all-MiniLM-L6-v2"
 """What :func:`bundled_base` is called on the Hub."""
 
 _BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+TEXT_COLUMNS = ("text", "passage", "document")
+"""A passage is in the first of these columns that a table has."""
 
 HELD_OUT = 0.1
 """The share of records that :func:`hold_out` takes."""
@@ -233,3 +236,63 @@ def bundled_base() -> str:
     if digest != _BUNDLED_SHA256:
         raise ValueError(f"{folder}: the weights are not those of all-MiniLM-L6-v2 (SHA-256 {digest})")
     return str(folder)
+
+
+def read_passages(source: str | Path) -> list[str]:
+    """The passages of a corpus.
+
+    Args:
+        source: ``.txt`` (a passage per line), a table (:func:`~sentence_transformers_inf.reading.read_table`) with a column
+            ``text``, ``passage`` or ``document`` (and perhaps ``title``, put before it, as in BEIR), or ``"mini"``: the
+            bundled test split.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Another format, no such column, an empty passage, or fewer than two passages.
+    """
+    if source == "mini":
+        records = load_records("mini", "test")
+        return [passage for name in PASSAGE_COLUMNS for passage in records[name]]
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such corpus file; check the path")
+    if format_of(path) == ".txt":
+        passages = [line.strip() for _, line in read_lines(path) if line.strip()]
+    else:
+        passages = [passage_of(row, where) for where, row in read_table(path)]
+    if len(passages) < 2:
+        raise ValueError(f"{path}: a corpus of {len(passages)} passage(s) cannot be ranked; give it at least two")
+    return passages
+
+
+def passage_of(row: dict[str, Any], where: str) -> str:
+    """The passage in a row of a table, with its title before it.
+
+    Args:
+        row: With a column of :data:`TEXT_COLUMNS`.
+        where: Its place, for messages.
+
+    Raises:
+        ValueError: There is no such column, or no text in it.
+    """
+    column = next((name for name in TEXT_COLUMNS if name in row), None)
+    if column is None:
+        raise ValueError(f"{where}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(row)}")
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise ValueError(f"{where}, column {column!r}: the passage is empty; take the row out")
+    return f"{row.get('title') or ''} {row[column]}".strip()
+
+
+def read_ids(source: str | Path, size: int) -> list[str]:
+    """The ids of the passages that :func:`read_passages` read: of a column ``id`` or ``_id``, else their numbers from 1.
+
+    Args:
+        source: The corpus.
+        size: How many passages were read.
+    """
+    numbers = [str(number) for number in range(1, size + 1)]
+    if source == "mini" or format_of(source) == ".txt":
+        return numbers
+    rows = (row for _, row in read_table(Path(source)))
+    names = (row.get("id", row.get("_id")) for row in rows)
+    return [number if name is None else str(name) for number, name in zip(numbers, names)]

@@ -18,14 +18,13 @@ from dataset_builder.agreement import read_labels
 from dataset_builder.checks import read_evaluation_texts
 from dataset_builder.sources import read_pairs
 from sentence_transformers_inf import load_instruction_model, load_records
-from sentence_transformers_inf.corpora import HELD_OUT, hold_out, load_training_data, was_trained_on
+from sentence_transformers_inf.corpora import HELD_OUT, hold_out, load_training_data, read_passages, was_trained_on
 from sentence_transformers_inf.evaluation.elsewhere import measure_plain
 from sentence_transformers_inf.evaluation.narratives import BUNDLED_TOPICS, read_topics
 from sentence_transformers_inf.passages import read_passage_embeddings
 from sentence_transformers_inf.reading import RecordError, read_json_lines, read_qrels, read_table
 from sentence_transformers_inf.recipe import read_yaml
 from sentence_transformers_inf.records import REQUIRED_COLUMNS, record_splits
-from sentence_transformers_inf.search import read_passages
 from tests.beir import PASSAGES, QUERIES, RIGHT, write_beir
 from tests.commands import call, error_line
 

@@ -34,8 +34,9 @@ def search(
 ) -> None:
     """Search a corpus with and without an instruction, and mark the passages that it moved."""
     quiet()
+    from sentence_transformers_inf.corpora import read_ids, read_passages
     from sentence_transformers_inf.modules import load_instruction_model
-    from sentence_transformers_inf.search import read_ids, read_index, read_passages
+    from sentence_transformers_inf.search import read_index
     from sentence_transformers_inf.search import search as run
 
     if index is not None and index.suffix not in (".npy", ".npz"):

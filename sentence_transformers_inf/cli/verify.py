@@ -40,8 +40,9 @@ def verify(
     ] = None,
 ) -> None:
     """Compare a server's embeddings with a model's, and say what is wrong. Exit status 1: something is."""
+    from sentence_transformers_inf.corpora import read_passages
     from sentence_transformers_inf.modules import load_instruction_model
-    from sentence_transformers_inf.search import read_index, read_passages
+    from sentence_transformers_inf.search import read_index
     from sentence_transformers_inf.serving.verify import Endpoint, verify_endpoint, verify_index
 
     quiet()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers_inf.corpora import read_passages
 from sentence_transformers_inf.evaluation.elsewhere import HELP_CENTRE
 from sentence_transformers_inf.evaluation.narratives import BUNDLED_TOPICS, read_topics
 from sentence_transformers_inf.reading import is_table, read_table
@@ -17,7 +18,6 @@ from sentence_transformers_inf.records import (
     REQUIRED_COLUMNS,
     load_records,
 )
-from sentence_transformers_inf.search import read_passages
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def read_corpus(source: str) -> Corpus:
     Args:
         source: ``"mini"`` (the bundled test split: the pool that ``inf-embed evaluate`` ranks), ``"narratives"``,
             ``"help-centre"``, a file of InF-IR records, or one of passages as
-            :func:`~sentence_transformers_inf.search.read_passages` takes it, which brings no examples.
+            :func:`~sentence_transformers_inf.corpora.read_passages` takes it, which brings no examples.
 
     Raises:
         FileNotFoundError: No such file.
