@@ -4,22 +4,23 @@
 
 The page stands on the shipped adapter and its base. The passages are those of the bundled test split, copied until they are
 10,000 and 100,000, their vectors with noise, in a memory-mapped file: what is timed does not depend on what they say. The
-clients are Gradio's, in a process of their own; each asks one query of the validation split with its instruction after the
-other, without a pause.
+clients are in a process of their own and call the page's API. Each asks one query of the validation split with its
+instruction after the other, without a pause.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import aiohttp
 import datasets
 import numpy as np
 from report import at_most, report
@@ -41,23 +42,24 @@ def cases() -> list[tuple[str, str]]:
     ]
 
 
-def ask(address: str, clients: int, queries: int) -> None:
+async def ask(address: str, clients: int, queries: int) -> None:
     """Print, as JSON, the seconds that each of the queries took."""
-    from gradio_client import Client
+    asked, turns, seconds = cases(), iter(range(queries)), []
 
-    asked, opened = cases(), [Client(address, verbose=False) for _ in range(clients)]
-
-    def run(number: int) -> list[float]:
-        client, seconds = opened[number], []
-        for turn in range(number, queries, clients):
+    async def run(session: aiohttp.ClientSession) -> None:
+        for turn in turns:
             start = time.perf_counter()
-            shown = client.predict(*asked[turn % len(asked)], api_name="/search")
+            async with session.post("search", json={"data": asked[turn % len(asked)]}) as response:
+                event = (await response.json())["event_id"]
+            async with session.get(f"search/{event}") as response:
+                shown = await response.text()
             seconds.append(time.perf_counter() - start)
-            assert 'class="columns"' in shown
-        return seconds
+            assert "event: complete" in shown, shown
+            assert "columns" in shown, shown
 
-    with ThreadPoolExecutor(clients) as pool:
-        print(json.dumps([second for part in pool.map(run, range(clients)) for second in part]))
+    async with aiohttp.ClientSession(f"{address}gradio_api/call/") as session:
+        await asyncio.gather(*(run(session) for _ in range(clients)))
+    print(json.dumps(seconds))
 
 
 def p95(seconds: list[float]) -> float:
@@ -83,7 +85,7 @@ def grown(rankers: list[Ranker], passages: list[str], size: int, folder: str) ->
     path = Path(folder, f"{size}.npy")
     np.save(path, (vectors + np.random.default_rng(0).normal(0, 0.02, vectors.shape)).astype(np.float32))
     corpus = Corpus(texts, [""] * size, [""] * size)
-    return [Ranker(old.name, old.model, texts, np.load(path, mmap_mode="r")) for old in rankers], corpus
+    return [Ranker(old.name, old.model, texts, np.load(path, mmap_mode="c")) for old in rankers], corpus
 
 
 def main() -> None:
@@ -94,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     datasets.disable_progress_bars()
     if options.ask:
-        ask(options.ask, options.clients, options.queries)
+        asyncio.run(ask(options.ask, options.clients, options.queries))
         return
     passages = read_corpus("mini").passages
     known, rows = load_rankers(None, None, passages), []

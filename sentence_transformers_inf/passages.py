@@ -66,7 +66,7 @@ def encode_passages(
             _encode_into(partial, shape, model, passages, batch_size, show_progress)
             check_embeddings(np.load(partial, mmap_mode="c"), passages, "passages")
             partial.replace(path)
-    return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="c")  # writable for PyTorch; the file stays as it is
 
 
 def _holds(path: Path, shape: tuple[int, int]) -> bool:
