@@ -32,18 +32,22 @@ def serve(
     quiet()
     import uvicorn
 
-    from sentence_transformers_inf.modules import load_instruction_model
+    from sentence_transformers_inf.modules import encoders_of, load_instruction_model, merge_lora
     from sentence_transformers_inf.serving.app import create_app
+    from sentence_transformers_inf.training.cpu import without_padding
 
     listener = _bind(host, port)
     loaded = load_instruction_model(model)
+    for transformer in encoders_of(loaded):
+        merge_lora(transformer)
     name = BUNDLED_NAME if model is None else model if not Path(model).exists() else Path(model).resolve().name
     app = create_app(loaded, name)
     config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=30)
     listener.listen(config.backlog)
     address = f"[{host}]" if ":" in host else host
     print_line(f"Serving {name} at http://{address}:{listener.getsockname()[1]}/v1 (Ctrl-C stops it)")
-    uvicorn.Server(config).run(sockets=[listener])
+    with without_padding(loaded):
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _bind(host: str, port: int) -> socket.socket:

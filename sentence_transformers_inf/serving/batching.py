@@ -19,7 +19,7 @@ class QueueFullError(Exception):
     """So many texts are waiting that no more are taken."""
 
 
-_WAIT = 0.004
+_WAIT = 0.002
 """Seconds that a batch waits to be filled."""
 
 
