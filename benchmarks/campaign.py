@@ -1,5 +1,7 @@
 """Builds under faults, kills and a second builder: ``python benchmarks/campaign.py [--pairs 300] [--kills 20]``.
 
+With ``--corpus``, a folder in BEIR's layout: pairs are its judged queries, and their second passages are mined from it.
+
 Live and through the Batch API, against the tests' scripted server: a build that nothing disturbs, and one that two builders
 at a time begin at random moments and that is killed so many times. Prints what the server counted; ends with an error if the
 outputs differ in a byte, more was paid twice than was in flight at the deaths, or the budget was exceeded.
@@ -14,14 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONCURRENCY, MAX_COST = 16, 3.0
 
 
-def builder(program: list[object], source: Path, output: Path, url: str, batch: bool) -> subprocess.CompletedProcess[str]:
-    options = ["--concurrency", CONCURRENCY, "--max-cost", MAX_COST, "--max-failed", 0.5, "--timeout", 2]
+def builder(
+    program: list[object], source: Path, output: Path, url: str, batch: bool, corpus: Path | None
+) -> subprocess.CompletedProcess[str]:
+    options = [] if corpus is None else ["--passages", "mined", "--corpus", corpus]
+    options += ["--concurrency", CONCURRENCY, "--max-cost", MAX_COST, "--max-failed", 0.5, "--timeout", 2]
     options += ["--batch", "--batch-poll", 0.2] if batch else []
     words = ["build", "--pairs", source, "--output", output, "--base-url", url, *options]
     environment = os.environ | {"OPENAI_API_KEY": "none", "PYTHONPATH": str(ROOT)}
@@ -32,7 +39,7 @@ def builder(program: list[object], source: Path, output: Path, url: str, batch: 
     return done
 
 
-def measure(folder: Path, source: Path, kills: int, batch: bool) -> dict[str, object]:
+def measure(folder: Path, source: Path, kills: int, batch: bool, corpus: Path | None) -> dict[str, object]:
     from tests.campaign import check
     from tests.llm_server import Server
 
@@ -41,9 +48,9 @@ def measure(folder: Path, source: Path, kills: int, batch: bool) -> dict[str, ob
     servers = [Server(folder / name, *options) for name in ("calm", "storm")]
     try:
         started = time.perf_counter()
-        builder(["dataset_builder.cli"], source, folder / "undisturbed", servers[0].url, batch)
-        program = ["tests.campaign", kills, 0, 4 if batch else 1.5]
-        said = builder(program, source, folder / "out", servers[1].url, batch).stdout.splitlines()
+        builder(["dataset_builder.cli"], source, folder / "undisturbed", servers[0].url, batch, corpus)
+        program = ["tests.campaign", kills, 0, 20 if corpus else 4 if batch else 1.5]  # first the corpus is embedded
+        said = builder(program, source, folder / "out", servers[1].url, batch, corpus).stdout.splitlines()
         ended = json.loads(next(line for line in said if line.startswith("{")))
         factor, deaths = (0.5, 0) if batch else (1.0, ended["-9"])  # an answer of the Batch API can be fetched again
         found = check(folder / "out", folder / "undisturbed", servers[1], deaths, 3 * CONCURRENCY, MAX_COST, factor)
@@ -53,22 +60,43 @@ def measure(folder: Path, source: Path, kills: int, batch: bool) -> dict[str, ob
             server.stop()
 
 
+def bundled() -> Iterator[dict[str, str]]:
+    from sentence_transformers_inf import load_records
+
+    for record in load_records("mini", "train"):
+        yield {"id": record["id"], "query": record["query_positive"], "passage": record["document"]}
+
+
+def judged(folder: Path) -> Iterator[dict[str, str]]:
+    from sentence_transformers_inf.corpora import passage_of
+    from sentence_transformers_inf.reading import read_qrels, read_table
+
+    passages = {row["_id"]: passage_of(row, where) for where, row in read_table(folder / "corpus.jsonl")}
+    queries = {row["_id"]: row["text"] for _, row in read_table(folder / "queries.jsonl")}
+    first: dict[str, str] = {}
+    for _, query, passage, score in read_qrels(folder / "qrels.tsv"):
+        if score > 0:
+            first.setdefault(query, passage)
+    for query, passage in first.items():
+        yield {"id": query, "query": queries[query], "passage": passages[passage]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--only", choices=("live", "batch"))
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from sentence_transformers_inf import load_records
-
     with tempfile.TemporaryDirectory() as name:
         source = Path(name, "pairs.jsonl")
         with source.open("w", encoding="utf-8") as file:
-            for record in load_records("mini", "train").select(range(options.pairs)):
-                row = {"id": record["id"], "query": record["query_positive"], "passage": record["document"]}
+            for row in islice(judged(options.corpus) if options.corpus else bundled(), options.pairs):
                 file.write(json.dumps(row) + "\n")
-        for kind in ("live", "batch"):
-            print(kind, json.dumps(measure(Path(name, kind), source, options.kills, kind == "batch")), flush=True)
+        for kind in (options.only,) if options.only else ("live", "batch"):
+            found = measure(Path(name, kind), source, options.kills, kind == "batch", options.corpus)
+            print(kind, json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -86,12 +86,25 @@ class Miner:
         if not tokens:
             return []
         scores = self._bm25.get_scores(tokens)
-        holding = np.flatnonzero(scores > 0)
+        holding = np.flatnonzero(scores >= self._least(tokens, scores))
         if len(holding) > _DEPTH:  # by score, then by row: ties must not depend on how the array is partitioned
             least = np.partition(scores[holding], -_DEPTH)[-_DEPTH]
             holding = holding[scores[holding] >= least]
         best = holding[np.argsort(-scores[holding], kind="stable")[:_DEPTH]]
         return [int(row) for row in best]
+
+    def _least(self, tokens: list[int], scores: NDArray[np.float32]) -> float:
+        """A score that the best passages have at least: what the best that hold the rarest word have, if they are enough.
+
+        Few passages are left to sort by it.
+        """
+        begins, rows = self._bm25.scores["indptr"], self._bm25.scores["indices"]
+        lengths = [(int(begins[token + 1] - begins[token]), token) for token in tokens]
+        rarest = min((each for each in lengths if each[0] >= _DEPTH), default=None)
+        if rarest is None:
+            return float(np.finfo(np.float32).tiny)
+        holding = scores[rows[begins[rarest[1]] : begins[rarest[1] + 1]]]
+        return float(np.partition(holding, -_DEPTH)[-_DEPTH])
 
     def _closest(self, query: NDArray[np.float32], by_vectors: list[int], by_words: list[int], known: str) -> list[str]:
         scores: dict[int, float] = {}
