@@ -34,7 +34,6 @@ def serve(
 
     from sentence_transformers_inf.modules import encoders_of, load_instruction_model, merge_lora
     from sentence_transformers_inf.serving.app import create_app
-    from sentence_transformers_inf.training.cpu import without_padding
 
     listener = _bind(host, port)
     loaded = load_instruction_model(model)
@@ -46,8 +45,7 @@ def serve(
     listener.listen(config.backlog)
     address = f"[{host}]" if ":" in host else host
     print_line(f"Serving {name} at http://{address}:{listener.getsockname()[1]}/v1 (Ctrl-C stops it)")
-    with without_padding(loaded):
-        uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -28,8 +28,10 @@ MAX_BODY = 16 * 2**20
 """Bytes of a request."""
 MAX_WAITING = 8192
 """Texts of all requests that are not answered yet."""
-BATCH_SIZE, BATCH_SIZE_ON_CPU = 64, 12
-"""Texts that are encoded together. On a CPU more are no quicker, and each waits for all others of its batch."""
+BATCH_SIZE = 32
+"""Texts of a request that are encoded together."""
+COMMON, COMMON_ON_CPU = 64, 12
+"""Texts of several requests that are. On a CPU more are no quicker, and each waits for all others of its batch."""
 
 Text = Annotated[str, MaxLen(100_000)]
 Texts = Annotated[list[Text], MinLen(1), MaxLen(2048)]  # as many as OpenAI takes
@@ -123,8 +125,8 @@ def create_app(model: SentenceTransformer, name: str, max_waiting: int = MAX_WAI
         max_waiting: Texts that may wait before requests are refused.
     """
     metrics = Metrics()
-    batch_size = BATCH_SIZE_ON_CPU if model.device.type == "cpu" else BATCH_SIZE
-    batcher = Batcher(model, batch_size, max_waiting, metrics.batches.observe)
+    common = COMMON_ON_CPU if model.device.type == "cpu" else COMMON
+    batcher = Batcher(model, BATCH_SIZE, common, max_waiting, metrics.batches.observe)
     metrics.waiting.set_function(lambda: batcher.waiting)
     dimension = model.get_embedding_dimension()
 

@@ -48,7 +48,8 @@ class Batcher:
 
     Args:
         model: From :func:`~sentence_transformers_inf.load_instruction_model`.
-        batch_size: Texts in a batch, at most.
+        batch_size: Texts of a request in a batch, at most.
+        common: Texts of several requests in a batch, at most.
         max_waiting: Texts that may wait before requests are refused.
         on_batch: Called with the number of texts in each batch.
     """
@@ -57,12 +58,14 @@ class Batcher:
         self,
         model: SentenceTransformer,
         batch_size: int,
+        common: int,
         max_waiting: int,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.waiting = 0
         """Texts of requests that are not answered yet."""
-        self._model, self._batch_size, self._max_waiting, self._on_batch = model, batch_size, max_waiting, on_batch
+        self._model, self._max_waiting, self._on_batch = model, max_waiting, on_batch
+        self._batch_size, self._common = batch_size, common
         self._pieces: list[_Piece] = []
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "encoder")
@@ -96,7 +99,7 @@ class Batcher:
         try:
             while True:
                 await self._arrived.wait()
-                if several and sum(len(piece.inputs) for piece in self._pieces) < self._batch_size:
+                if several and sum(len(piece.inputs) for piece in self._pieces) < self._common:
                     await asyncio.sleep(_WAIT)
                 batch = self._take()
                 several = len(batch) > 1
@@ -115,11 +118,11 @@ class Batcher:
         """The next batch: the first piece, and what of its kind still fits. What was cancelled is dropped."""
         batch: list[_Piece] = []
         rest: list[_Piece] = []
-        room = self._batch_size
+        room = self._common
         for piece in self._pieces:
             if piece.encoded.done():
                 continue
-            fits = len(piece.inputs) <= room and (not batch or piece.is_query == batch[0].is_query)
+            fits = not batch or (len(piece.inputs) <= room and piece.is_query == batch[0].is_query)
             (batch if fits else rest).append(piece)
             room -= len(piece.inputs) if fits else 0
         self._pieces = rest

@@ -1,7 +1,6 @@
-"""Texts without padding on a CPU: training takes two thirds of its time, and serving 0.85.
+"""Training on a CPU in two thirds of the time: texts without padding.
 
-It changes a model while that is trained or served, by public hooks, and puts everything back. Loss and gradients stay the
-same.
+It changes a model while it is trained, by public hooks, and puts everything back. Loss and gradients stay the same.
 ``benchmarks/train_step.py`` measures it.
 """
 
