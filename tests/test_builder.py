@@ -411,7 +411,7 @@ def test_duplicates_are_rejected_before_anything_is_paid(serve, pairs, tmp_path)
     assert sum(server.asked().values()) == 30
 
 
-@pytest.mark.parametrize("kind", ["local", "ray"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_tasks_of_an_executor_make_the_same_dataset(kind, clean_build, serve, pairs, tmp_path):
     server = serve()
     output = tmp_path / "out"

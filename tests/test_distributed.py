@@ -23,13 +23,13 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
         ("multi_P_I", "cached", "two rows"),
     ],
 )
-def test_two_processes_agree_with_one(base, tmp_path, objective, cached, data):
+def test_two_processes_agree_with_one(tiny, tmp_path, objective, cached, data):
     out = tmp_path / "result.pt"
-    arguments = [str(tmp_path / "store"), base, objective, cached, data, str(out)]
+    arguments = [str(tmp_path / "store"), tiny, objective, cached, data, str(out)]
     workers = [subprocess.Popen([sys.executable, str(WORKER), str(rank), *arguments]) for rank in range(2)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     together = torch.load(out, weights_only=True)
-    value, gradients = step(base, objective, cached == "cached", list(range(2 * HALVES[data])), False, DATA[data])
+    value, gradients = step(tiny, objective, cached == "cached", list(range(2 * HALVES[data])), False, DATA[data])
     assert together["loss"].item() == pytest.approx(value.item(), abs=1e-9)
     assert together["gradients"].keys() == gradients.keys()
     for name, gradient in gradients.items():

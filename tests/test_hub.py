@@ -15,7 +15,7 @@ from dataset_builder.checks import check_records
 from dataset_builder.inf_ir import InFIR, split_of
 from dataset_builder.publish import build_splits, dataset_card
 from sentence_transformers_inf import load_records, load_rows
-from sentence_transformers_inf.records import is_on_hub, source_of
+from sentence_transformers_inf.records import PASSAGE_COLUMNS, is_on_hub, source_of
 from tests.commands import call, error_line
 from tests.hub import TOKEN, WITHOUT_PACKAGE
 
@@ -34,6 +34,14 @@ def mini_on_hub(hub, tmp_path_factory):
     assert status == 0, err[-3000:]
     assert "Pushed: " in out
     return "user/InF-IR"
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A build of 100 records, as far as a push reads it before it asks the Hub."""
+    folder = tmp_path_factory.mktemp("few")
+    write_build(folder, list(load_records("mini", "train").select(range(100))))
+    return folder
 
 
 def test_what_is_published_loads_where_this_package_is_not(hub, mini_on_hub, tmp_path):
@@ -109,9 +117,9 @@ def test_publishing_again_after_a_failure_ends_in_the_same_repository(connected)
         (TOKEN, "no-user", "expected user/name"),
     ],
 )
-def test_a_hub_that_refuses_is_one_clear_line(hub, monkeypatch, tmp_path, token, repo, message):
+def test_a_hub_that_refuses_is_one_clear_line(hub, few, monkeypatch, tmp_path, token, repo, message):
     hub.connect(monkeypatch, tmp_path, token)
-    status, out, err = publish(repo=repo)
+    status, out, err = publish(repo=repo, source=few)
     assert status == 2
     assert message in error_line(err)
     if token:
@@ -123,23 +131,26 @@ def test_a_hub_that_refuses_is_one_clear_line(hub, monkeypatch, tmp_path, token,
 
 def records_of_a_build(folder, numbers):
     """An output folder as `inf-ir build` leaves it, its records made of numbers."""
+    columns = ("query_positive", "query_negative", "instruction_positive", "instruction_negative")
+    rows = [
+        {"id": str(n), "instruction_type": "length", **{name: f"{name} {n}" for name in (*columns, *PASSAGE_COLUMNS)}}
+        for n in numbers
+    ]
+    write_build(folder, rows)
+    return rows
+
+
+def write_build(folder, rows):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from dataset_builder.inf_ir import KEPT_FEATURES, UNFILTERED_FEATURES
 
-    columns = ("query_positive", "query_negative", "instruction_positive", "instruction_negative")
-    passages = ("document", "hard_negative_document_1", "hard_negative_document_2")
-    rows = [
-        {"id": str(n), "instruction_type": "length", **{name: f"{name} {n}" for name in (*columns, *passages)}}
-        for n in numbers
-    ]
     (folder / "unfiltered").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows, KEPT_FEATURES.arrow_schema), folder / "train.parquet")
-    judged = {"form": "keywords", "status": "kept", "reason": "", "judge_answers": list(passages)}
+    judged = {"form": "keywords", "status": "kept", "reason": "", "judge_answers": list(PASSAGE_COLUMNS)}
     complete = pa.Table.from_pylist([row | judged for row in rows], UNFILTERED_FEATURES.arrow_schema)
     pq.write_table(complete, folder / "unfiltered" / "train.parquet")
-    return rows
 
 
 def test_the_builder_splits_a_build_by_its_queries(tmp_path):

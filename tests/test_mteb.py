@@ -129,11 +129,11 @@ TASKS = {"FollowIR": "Core17InstructionRetrieval", "InstructIR": "InstructIR", "
 
 
 @pytest.mark.usefixtures("connected", "datasets_on_hub")
-def test_scores_are_those_of_mteb_s_own_encoder_for_its_template(base, tmp_path):
+def test_scores_are_those_of_mteb_s_own_encoder_for_its_template(tiny, tmp_path):
     """The default template joins as MTEB does, so MTEB's encoder of the joined text must score the same."""
-    model = SentenceTransformer(base)
+    model = SentenceTransformer(tiny)
     for (suite, task), metric in zip(TASKS.items(), ("p-MRR", "robustness_at_10", "ndcg_at_20")):
-        found = run_benchmark([base], suite, tmp_path / "results", tasks=[task], no_instruction=True)
+        found = run_benchmark([tiny], suite, tmp_path / "results", tasks=[task], no_instruction=True)
         ours = {(score.metric, score.instructed): score.score for score in found}
         result = mteb.evaluate(model, mteb.get_task(task), cache=ResultCache(tmp_path / "mteb"), co2_tracker=False)
         theirs = result.task_results[0]
@@ -146,10 +146,10 @@ def test_scores_are_those_of_mteb_s_own_encoder_for_its_template(base, tmp_path)
 
 
 @pytest.mark.usefixtures("connected", "datasets_on_hub")
-def test_mair_s_tasks_rank_the_passages_of_their_own_part(base, tmp_path):
-    found = run_benchmark([base], "MAIR", tmp_path, tasks=["MAIR-SciFact", "MAIR-IFEval"])
+def test_mair_s_tasks_rank_the_passages_of_their_own_part(tiny, tmp_path):
+    found = run_benchmark([tiny], "MAIR", tmp_path, tasks=["MAIR-SciFact", "MAIR-IFEval"])
     ours = {score.task: score.score for score in found if score.metric == "ndcg_at_10"}
-    records, model = load_records("mini", "validation").select(range(12)), load_instruction_model(base)
+    records, model = load_records("mini", "validation").select(range(12)), load_instruction_model(tiny)
     for task, parts in MAIR_PARTS.items():
         of_parts = [(len(chosen), measure(model, records.select(chosen)).means()["ndcg_at_10"]) for chosen in parts.values()]
         expected = sum(size * score for size, score in of_parts) / 12
