@@ -21,12 +21,13 @@ test-all: $(VENV)/.dev  # with what is slow
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m slow --durations 20
 
-test-lowest:  # the lower bounds of pyproject.toml together; wants PYTHON=python3.10
+test-lowest:  # the lower bounds of pyproject.toml together; transformers 5.6 cannot be compiled by torch 2.6
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/pip install --quiet $(TORCH)
-	$(VENV)-lowest/bin/pip install --quiet -c tests/lowest.txt -e ".[demo,lora]" pytest hypothesis
+	$(VENV)-lowest/bin/pip install --quiet -c tests/lowest.txt -e ".[demo,lora]" pytest hypothesis tensorboard
 	$(VENV)-lowest/bin/python -m pytest tests/test_records.py tests/test_batch.py tests/test_losses.py tests/test_cpu.py \
-		tests/test_instruction_transformer.py tests/test_attention.py tests/test_backbones.py tests/test_distributed.py
+		tests/test_instruction_transformer.py tests/test_attention.py tests/test_backbones.py tests/test_distributed.py \
+		tests/test_training.py --deselect tests/test_losses.py::test_a_compiled_encoder_takes_chunks_of_all_shapes
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
