@@ -21,16 +21,13 @@ from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CONCURRENCY, MAX_COST = 16, 3.0
+CONCURRENCY = 16
+COST = 0.01
+"""US dollars that a build may cost for each pair."""
 
 
-def builder(
-    program: list[object], source: Path, output: Path, url: str, batch: bool, corpus: Path | None
-) -> subprocess.CompletedProcess[str]:
-    options = [] if corpus is None else ["--passages", "mined", "--corpus", corpus]
-    options += ["--concurrency", CONCURRENCY, "--max-cost", MAX_COST, "--max-failed", 0.5, "--timeout", 2]
-    options += ["--batch", "--batch-poll", 0.2] if batch else []
-    words = ["build", "--pairs", source, "--output", output, "--base-url", url, *options]
+def build(program: list[object], output: Path, url: str, options: list[object]) -> subprocess.CompletedProcess[str]:
+    words = ["build", "--output", output, "--base-url", url, "--concurrency", CONCURRENCY, *options]
     environment = os.environ | {"OPENAI_API_KEY": "none", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", *map(str, [*program, *words])]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
@@ -43,17 +40,20 @@ def measure(folder: Path, source: Path, kills: int, batch: bool, corpus: Path | 
     from tests.campaign import check
     from tests.llm_server import Server
 
-    options = [] if batch else ["--faults", "--latency", "0.3"]
+    most = COST * sum(1 for _ in source.open(encoding="utf-8"))
+    options: list[object] = ["--pairs", source, "--max-cost", most, "--max-failed", 0.5, "--timeout", 2]
+    options += ["--batch", "--batch-poll", 0.2] if batch else []
+    options += ["--passages", "mined", "--corpus", corpus] if corpus else []
     folder.mkdir()
-    servers = [Server(folder / name, *options) for name in ("calm", "storm")]
+    servers = [Server(folder / name, *([] if batch else ["--faults", "--latency", "0.3"])) for name in ("calm", "storm")]
     try:
         started = time.perf_counter()
-        builder(["dataset_builder.cli"], source, folder / "undisturbed", servers[0].url, batch, corpus)
-        program = ["tests.campaign", kills, 0, 20 if corpus else 4 if batch else 1.5]  # first the corpus is embedded
-        said = builder(program, source, folder / "out", servers[1].url, batch, corpus).stdout.splitlines()
+        build(["dataset_builder.cli"], folder / "undisturbed", servers[0].url, options)
+        program = ["tests.campaign", kills, 0, 20 if corpus else 1.5]  # first the corpus is embedded
+        said = build(program, folder / "out", servers[1].url, options).stdout.splitlines()
         ended = json.loads(next(line for line in said if line.startswith("{")))
         factor, deaths = (0.5, 0) if batch else (1.0, ended["-9"])  # an answer of the Batch API can be fetched again
-        found = check(folder / "out", folder / "undisturbed", servers[1], deaths, 3 * CONCURRENCY, MAX_COST, factor)
+        found = check(folder / "out", folder / "undisturbed", servers[1], deaths, 3 * CONCURRENCY, most, factor)
         return {"seconds": round(time.perf_counter() - started), "builders by exit status": ended, **found}
     finally:
         for server in servers:
