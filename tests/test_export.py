@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.export import export_model
+from sentence_transformers_inf.export.int8 import even_out
 from sentence_transformers_inf.export.parity import check_parity, measure_parity, parity_inputs
 from sentence_transformers_inf.modules import adapter_tower, add_lora, copy_tower, encoder_of, save_adapter, two_towers
 from sentence_transformers_inf.modules.loading import BUNDLED_ADAPTER
@@ -185,6 +186,18 @@ def test_vllm_gets_whole_folders_where_there_is_no_lora(qwen, form, tmp_path):
     assert (tmp_path / "export/query/model.safetensors").is_file()
     assert "vllm serve ./query --runner pooling" in (tmp_path / "export/README.md").read_text()
     assert (tmp_path / "export/document/model.safetensors").is_file()
+
+
+def test_layers_that_are_evened_out_for_int8_give_the_same_embeddings(tiny):
+    model = load_instruction_model(tiny)
+    with torch.no_grad():  # a channel that is always large, as trained models have them
+        model[0].model.encoder.layer[0].output.LayerNorm.weight[3] = 40.0
+    even = even_out(model)
+    texts = ["", "a text", " ".join(["and one that is longer"] * 30)]
+    assert np.allclose(even.encode(texts), model.encode(texts), rtol=0, atol=1e-5)
+    query = even[0].model.encoder.layer[1].attention.self.query
+    plain = model[0].model.encoder.layer[1].attention.self.query
+    assert query.weight[:, 3].abs().max() > 3 * plain.weight[:, 3].abs().max()  # the weight is large, its input is not
 
 
 @pytest.mark.slow

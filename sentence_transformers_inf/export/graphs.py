@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from sentence_transformers_inf.compat import attention_of, import_openvino
+from sentence_transformers_inf.export.int8 import even_out, quantize_graph
 from sentence_transformers_inf.modules.exported import GRAPH_INPUTS, GRAPHS, check_backend
 
 OUTPUTS = ("token_embeddings", "sentence_embedding")
@@ -62,7 +63,7 @@ def save_graph(encoder: SentenceTransformer, folder: Path, backend: str, quantiz
 
 
 def _save(encoder: SentenceTransformer, path: Path, backend: str, quantize: bool) -> None:
-    program = _trace(encoder)
+    program = _trace(even_out(encoder) if quantize else encoder)
     if backend == "openvino":
         openvino = import_openvino()
         graph = openvino.convert_model(program)
@@ -72,7 +73,7 @@ def _save(encoder: SentenceTransformer, path: Path, backend: str, quantize: bool
     elif quantize:
         with tempfile.TemporaryDirectory() as scratch:
             _save_onnx(program, Path(scratch, "model.onnx"))
-            _quantize(Path(scratch, "model.onnx"), path)
+            quantize_graph(Path(scratch, "model.onnx"), path)
     else:
         _save_onnx(program, path)
 
@@ -119,21 +120,3 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
         logger.setLevel(level)
     assert model is not None
     model.save(path)
-
-
-def _quantize(source: Path, target: Path) -> None:
-    """Turn the linear layers of a graph to int8: weights and activations in blocks of 128, each with a scale of its own.
-
-    With one scale for a whole activation (``quantize_dynamic``) batches are faster, but of the first ten passages of
-    all-MiniLM-L6-v2 0.92 are the same, and with this 0.97.
-    """
-    root, quiet = logging.getLogger(), logging.NullHandler()
-    root.addHandler(quiet)  # the import sets up logging at INFO where there is no handler
-    try:
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-    finally:
-        root.removeHandler(quiet)
-    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-    quantizer = MatMulNBitsQuantizer(str(source), bits=8, block_size=128, is_symmetric=True, accuracy_level=4)
-    quantizer.process()
-    quantizer.model.save_model_to_file(str(target), False)
