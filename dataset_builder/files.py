@@ -80,7 +80,7 @@ def write_text(path: Path, text: str) -> None:
 def write_parquet(path: Path, features: Features, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows into a Parquet file, as a whole; columns that a row lacks are null, others are left out."""
     schema, iterator = features.arrow_schema.remove_metadata(), iter(rows)
-    with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+    with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd", write_page_checksum=True) as writer:
         while True:
             group = [{name: row.get(name) for name in features} for row in islice(iterator, ROW_GROUP)]
             writer.write_table(pa.Table.from_pylist(group, schema))

@@ -1,6 +1,7 @@
 """The parts of the builder: sources, free checks, stages, prices, agreement, and a real language model over HTTP."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import warnings
@@ -12,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
-from datasets import Dataset
-from hypothesis import given, settings
+from datasets import Dataset, Features, Value
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -22,12 +23,14 @@ from dataset_builder import stages
 from dataset_builder.agreement import agreement, read_labels
 from dataset_builder.chat import bound_tokens, text_tokens
 from dataset_builder.checks import check_records
+from dataset_builder.files import write_parquet
 from dataset_builder.ledger import Ledger
 from dataset_builder.live import LiveTransport, connect
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs, words
 from dataset_builder.sources import read_pairs
 from sentence_transformers_inf import load_records
+from sentence_transformers_inf.reading import RecordError, read_table
 from sentence_transformers_inf.records import INSTRUCTION_TYPES
 from tests.test_builder import inf_ir
 from tests.tiny_judges import write_judges
@@ -435,3 +438,19 @@ def test_a_cross_encoder_and_a_reranker_judge_records(tmp_path):
     assert len(rows) == 2 * 2 * 3
     assert {row["label"] for row in rows} <= allowed
     assert len({row["item"] for row in rows}) == 6
+
+
+# Files
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_a_damaged_page_of_what_a_build_wrote_is_never_read_as_other_data(tmp_path, place, flip):
+    path, rows = tmp_path / "train.parquet", [{"text": f"passage {number} " * 5, "rank": number} for number in range(60)]
+    write_parquet(path, Features({"text": Value("string"), "rank": Value("int64")}), rows)
+    whole = path.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    at = 4 + int(place * (len(whole) - footer - 4))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+    with contextlib.suppress(RecordError):  # which is right
+        assert [row for _, row in read_table(path)] == rows
