@@ -101,10 +101,11 @@ class Miner:
         begins, rows = self._bm25.scores["indptr"], self._bm25.scores["indices"]
         lengths = [(int(begins[token + 1] - begins[token]), token) for token in tokens]
         rarest = min((each for each in lengths if each[0] >= _DEPTH), default=None)
+        above_nothing = float(np.finfo(np.float32).tiny)
         if rarest is None:
-            return float(np.finfo(np.float32).tiny)
+            return above_nothing
         holding = scores[rows[begins[rarest[1]] : begins[rarest[1] + 1]]]
-        return float(np.partition(holding, -_DEPTH)[-_DEPTH])
+        return max(above_nothing, float(np.partition(holding, -_DEPTH)[-_DEPTH]))
 
     def _closest(self, query: NDArray[np.float32], by_vectors: list[int], by_words: list[int], known: str) -> list[str]:
         scores: dict[int, float] = {}

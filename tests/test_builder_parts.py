@@ -327,7 +327,7 @@ def test_prices_come_from_the_command_line_the_file_and_the_table_in_this_order(
 # Agreement
 
 
-@settings(max_examples=6, deadline=None)  # a thousand kappas each
+@settings(max_examples=15, deadline=None)  # a thousand kappas each
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=2, max_size=60))
 def test_kappa_is_scikit_learns(pairs):
     human, model = (dict(enumerate(side)) for side in zip(*pairs))

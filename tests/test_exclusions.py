@@ -147,7 +147,7 @@ def test_the_rule_is_quick_on_long_text():
     script = (
         "from sentence_transformers_inf.modules.exclusions import find_exclusions\n"
         "for words in ('not ', 'no a ', 'a, ', 'without the a of ', 'x', 'any but ', 'is not ', ', so ', 'one'):\n"
-        "    for times in (20, 60, 120, 5_000):\n"
+        "    for times in (20, 60, 120, 20_000):\n"
         "        find_exclusions(words * times + 'is not wanted')\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -26,7 +26,9 @@ from sentence_transformers_inf.records import load_records
 _STRENGTH = 0.9
 """SmoothQuant's α: how much of what makes a channel large moves into the weights."""
 _BATCH = 16
+"""Texts that are encoded together to see which channels are large."""
 _LEAST = 1e-6
+"""What is smaller counts as this, so that nothing is divided by zero."""
 
 
 class _ScaledByChannel(nn.Linear):
@@ -103,7 +105,12 @@ def even_out(encoder: SentenceTransformer) -> SentenceTransformer:
 
 
 def quantize_graph(source: Path, target: Path) -> None:
-    """Turn the linear layers of an ONNX graph to int8: a scale for each column of a weight, and one for each activation."""
+    """Turn the linear layers of an ONNX graph to int8: a scale for each column of a weight, and one for each activation.
+
+    Args:
+        source: The graph in float32.
+        target: The file to write.
+    """
     root, quiet = logging.getLogger(), logging.NullHandler()
     root.addHandler(quiet)  # the import sets up logging at INFO where there is no handler
     level = root.level
