@@ -123,7 +123,7 @@ def quantize_graph(source: Path, target: Path) -> None:
             target,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QUInt8,  # signed ones overflow 16 bits on processors without VNNI
             extra_options={"MatMulConstBOnly": True},
         )
     finally:
