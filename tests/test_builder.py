@@ -63,8 +63,12 @@ def pairs(tmp_path_factory):
     return pairs
 
 
+IMPATIENT = ("--timeout", "2")
+"""For servers that now and then answer too late; others answer in time however busy the machine is."""
+
+
 def command(source, output, url, *options):
-    given = ["build", "--pairs", source, "--output", output, "--timeout", "2"]
+    given = ["build", "--pairs", source, "--output", output, "--timeout", "60"]
     return [*map(str, given), *(["--base-url", url] if url else []), *map(str, options)]
 
 
@@ -170,7 +174,7 @@ def test_running_a_finished_build_again_sends_nothing(clean_build, pairs):
 def test_every_record_ends_whatever_the_server_does(serve, pairs, tmp_path):
     server = serve("--faults")
     output = tmp_path / "out"
-    result = inf_ir(*command(pairs(300), output, server.url, "--max-failed", "0.5"))
+    result = inf_ir(*command(pairs(300), output, server.url, *IMPATIENT, "--max-failed", "0.5"))
     assert result.returncode == 0, result.stderr
     counts = report(output)
     assert counts["kept"] + counts["rejected"] + counts["failed"] == 300
@@ -178,7 +182,9 @@ def test_every_record_ends_whatever_the_server_does(serve, pairs, tmp_path):
     assert any("invalid answer" in reason for reason in counts["reasons"])
     assert server.asked_after_answer() == []
     assert max(server.asked().values()) >= 2  # what was not answered was asked again
-    assert "records failed" in only_error(inf_ir(*command(pairs(300), output, server.url, "--max-failed", "0.01")), status=1)
+    assert "records failed" in only_error(
+        inf_ir(*command(pairs(300), output, server.url, *IMPATIENT, "--max-failed", "0.01")), status=1
+    )
     assert server.asked_after_answer() == []
 
     asked = sum(server.asked().values())

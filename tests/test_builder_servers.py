@@ -31,6 +31,7 @@ from dataset_builder.prices import Prices
 from dataset_builder.server import local_server
 from tests.test_builder import (  # noqa: F401 - fixtures
     HERE,
+    IMPATIENT,
     KEY,
     clean_build,
     command,
@@ -621,7 +622,7 @@ def test_a_passage_brings_no_control_tokens_to_a_reranker(base):
 def test_a_campaign_of_faults_and_kills_ends_in_the_same_bytes(serve, pairs, tmp_path):  # noqa: F811
     faults = ("--faults", "--fault", "odd")
     calm, storm = serve(*faults, name="calm"), serve(*faults, name="storm")
-    options = ("--concurrency", 6, "--max-failed", 1, "--max-cost", 50)
+    options = (*IMPATIENT, "--concurrency", 6, "--max-failed", 1, "--max-cost", 50)
     result = inf_ir(*command(pairs(100), tmp_path / "calm-out", calm.url, *options))
     assert result.returncode == 0, result.stderr
     output = tmp_path / "out"

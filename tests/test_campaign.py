@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign import check
-from tests.test_builder import command, dataset_bytes, environment, inf_ir, only_error, pairs, serve, start  # noqa: F401
+from tests.test_builder import IMPATIENT, command, dataset_bytes, environment, inf_ir, only_error, pairs, serve, start  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_disturbed_build_ends_as_one_that_was_not(serve, pairs, tmp_path, batch):  # noqa: F811
-    options = ["--concurrency", 4, "--max-cost", 1, "--max-failed", 0.5]
+    options = [*IMPATIENT, "--concurrency", 4, "--max-cost", 1, "--max-failed", 0.5]
     options += ["--batch", "--batch-poll", 0.1] if batch else []
     faults = [] if batch else ["--faults", "--latency", "0.05"]
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"

@@ -13,7 +13,7 @@ from dataset_builder.quality import words
 from sentence_transformers_inf import load_records
 from tests.commands import call
 from tests.llm_server import Script
-from tests.test_builder import command, dataset_bytes, inf_ir, kill, only_error, pairs, report, serve, start  # noqa: F401
+from tests.test_builder import IMPATIENT, command, dataset_bytes, inf_ir, kill, only_error, pairs, report, serve, start  # noqa: F401
 
 RECORDS = 24
 
@@ -74,7 +74,7 @@ def test_tokens_are_less_than_half_of_what_written_passages_take(serve, corpus, 
 def test_a_mined_build_that_is_killed_ends_in_the_same_bytes(serve, corpus, tiny, tmp_path):  # noqa: F811
     inf_ir(*mined(corpus, tmp_path / "whole", serve(name="calm").url, tiny))
     server = serve("--faults", name="faults")
-    arguments = mined(corpus, tmp_path / "cut", server.url, tiny, "--concurrency", 4)
+    arguments = mined(corpus, tmp_path / "cut", server.url, tiny, *IMPATIENT, "--concurrency", 4)
     for asked in (0, 3, 10, 20, 35):
         process = start(*arguments)
         server.wait_for("asked", asked)
