@@ -8,7 +8,8 @@ only an instruction can tell apart (after Dual-View Training, arXiv:2604.18845).
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import bm25s
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from dataset_builder.files import write_parquet, write_text
-from dataset_builder.quality import NEAR, jaccard, normalised, word_pairs, words
+from dataset_builder.quality import NEAR, jaccard, normalised, words
 
 CANDIDATES = 3
 """Passages kept for a pair at most: so many are shown to the writing model, one after the other."""
@@ -64,6 +65,8 @@ class Miner:
         self._bm25.index(tokens, show_progress=False)
         counts = Counter(token for of_passage in tokens.ids for token in set(of_passage))
         self._frequent = {token for token, count in counts.items() if count > _FREQUENT * len(passages)}
+        self._begins = np.cumsum([0, *map(len, tokens.ids)])
+        self._tokens = np.fromiter(chain.from_iterable(tokens.ids), np.int32, self._begins[-1])
 
     def find(self, queries: list[str], query_vectors: NDArray[np.float32], known: Sequence[str]) -> list[list[str]]:
         """For each query, at most :data:`CANDIDATES` passages, the best first.
@@ -75,9 +78,12 @@ class Miner:
         """
         depth = min(_DEPTH, len(self.passages))
         query_vectors = _unit(query_vectors)
-        _, by_vectors = self._index.search(query_vectors, depth)
-        tokens = self._tokenizer.tokenize(queries, update_vocab=False, allow_empty=False, show_progress=False)
-        by_words = [self._by_words([token for token in of_query if token not in self._frequent]) for of_query in tokens]
+        with ThreadPoolExecutor(1) as pool:  # FAISS lets Python go on
+            searching = pool.submit(self._index.search, query_vectors, depth)
+            tokens = self._tokenizer.tokenize(queries, update_vocab=False, allow_empty=False, show_progress=False)
+            rare = ([token for token in of_query if token not in self._frequent] for of_query in tokens)
+            by_words = [self._by_words(of_query) for of_query in rare]
+            _, by_vectors = searching.result()
         found = zip(query_vectors, by_vectors.tolist(), by_words, known)
         return [self._closest(*of_query) for of_query in found]
 
@@ -113,11 +119,12 @@ class Miner:
             for rank, row in enumerate(ranking, start=1):
                 scores[row] = scores.get(row, 0.0) + 1 / (_FUSION + rank)
         rows = sorted(scores, key=lambda row: (-scores[row], row))[:_FUSED]
-        near = _unit(self.vectors[rows]) @ (query + _unit(self.vectors[[self._row_of[known]]])[0])
-        seen, texts = [(normalised(known), word_pairs(known))], []
+        of_known = self._row_of[known]
+        near = _unit(self.vectors[rows]) @ (query + _unit(self.vectors[[of_known]])[0])
+        seen, texts = [(normalised(known), self._word_pairs(of_known))], []
         for at in np.argsort(-near, kind="stable"):
             text = self.passages[rows[at]]
-            plain, pairs = normalised(text), word_pairs(text)
+            plain, pairs = normalised(text), self._word_pairs(rows[at])
             if any(plain == earlier or jaccard(pairs, of_earlier) >= NEAR for earlier, of_earlier in seen):
                 continue
             seen.append((plain, pairs))
@@ -125,6 +132,11 @@ class Miner:
             if len(texts) == CANDIDATES:
                 break
         return texts
+
+    def _word_pairs(self, row: int) -> set[tuple[int, ...]]:
+        """As :func:`~dataset_builder.quality.word_pairs`, of words that are numbers."""
+        tokens = self._tokens[self._begins[row] : self._begins[row + 1]].tolist()
+        return set(pairwise(tokens)) or {(token,) for token in tokens}
 
 
 def mine(

@@ -4,7 +4,7 @@ import itertools
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import regex  # type: ignore[import-untyped]
@@ -77,9 +77,10 @@ def word_pairs(text: str) -> set[str]:
     return {f"{first} {second}" for first, second in itertools.pairwise(found)} or set(found)
 
 
-def jaccard(first: set[str], second: set[str]) -> float:
+def jaccard(first: Set[Any], second: Set[Any]) -> float:
     """|A ∩ B| / |A ∪ B|, 0 for two empty sets."""
-    return len(first & second) / len(first | second) if first or second else 0.0
+    common = len(first & second)
+    return common / (len(first) + len(second) - common) if first or second else 0.0
 
 
 def passage_words(document: str) -> tuple[int, int]:
