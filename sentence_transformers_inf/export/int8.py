@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sentence_transformers_inf.passages import distinct_passages
 from sentence_transformers_inf.records import load_records
 
-_STRENGTH = 0.9
+_STRENGTH = 0.8
 """SmoothQuant's α: how much of what makes a channel large moves into the weights."""
 _BATCH = 16
 """Texts that are encoded together to see which channels are large."""
@@ -105,7 +105,7 @@ def even_out(encoder: SentenceTransformer) -> SentenceTransformer:
 
 
 def quantize_graph(source: Path, target: Path) -> None:
-    """Turn the linear layers of an ONNX graph to int8: a scale for each column of a weight, and one for each activation.
+    """Turn the linear layers of an ONNX graph to int8: a scale and a zero for each column of a weight, and for each activation.
 
     Args:
         source: The graph in float32.
@@ -123,8 +123,9 @@ def quantize_graph(source: Path, target: Path) -> None:
             target,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
-            weight_type=QuantType.QUInt8,  # signed ones overflow 16 bits on processors without VNNI
-            extra_options={"MatMulConstBOnly": True},
+            weight_type=QuantType.QInt8,
+            reduce_range=True,  # 7 bits: processors without VNNI add two products in 16 bits, which 8 bits overflow
+            extra_options={"MatMulConstBOnly": True, "WeightSymmetric": False},
         )
     finally:
         root.setLevel(level)
