@@ -294,17 +294,6 @@ def _cell_result(
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}): delete it") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}: delete it")
-    return found
-
-
 def _cost(options: dict[str, Any]) -> tuple[float, float]:
     """Tokens and dollars of the builds that made a cell's data."""
     data = options.get("data", "")
@@ -315,7 +304,7 @@ def _cost(options: dict[str, Any]) -> tuple[float, float]:
     if not report.is_file():
         return math.nan, math.nan
     try:
-        usage = _read_json(report)["usage"].values()
+        usage = read_json(report, dict, ["usage"])["usage"].values()
         tokens = sum(total["prompt_tokens"] + total["completion_tokens"] for total in usage)
         return float(tokens), float(sum(total["cost"] for total in usage))
     except (KeyError, AttributeError, TypeError) as error:
