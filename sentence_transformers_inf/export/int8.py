@@ -105,7 +105,7 @@ def even_out(encoder: SentenceTransformer) -> SentenceTransformer:
 
 
 def quantize_graph(source: Path, target: Path) -> None:
-    """Turn the linear layers of an ONNX graph to int8; a column of a weight has a scale and a zero, an activation too.
+    """Turn the linear layers of an ONNX graph to int8: a scale and a zero for each column of a weight, and each activation.
 
     Args:
         source: The graph in float32.
