@@ -80,6 +80,7 @@ def open_page(browser, address, width=1280, scheme="light"):
     page.requested, page.errors = [], []
     page.on("request", lambda request: page.requested.append(request.url))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.set_default_timeout(120_000)
     page.goto(address)
     page.wait_for_selector("#result .columns, #result .message")
     return page

@@ -38,7 +38,7 @@ def run_commands(environment, *commands, cwd=None):
     """Run commands in one process: (status, stderr) of each, and all that was printed."""
     done = subprocess.run(
         [sys.executable, Path(__file__).resolve()], input=json.dumps([list(map(str, words)) for words in commands]),
-        capture_output=True, text=True, timeout=400, env=environment, cwd=cwd,
+        capture_output=True, text=True, timeout=900, env=environment, cwd=cwd,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     parts = re.split(r"^EXIT (\d) .*$", done.stderr, flags=re.M)

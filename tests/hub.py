@@ -79,7 +79,7 @@ class Hub:
     def run(self, cache, *arguments, token=TOKEN, cwd=None):
         """Run Python in a process of its own."""
         return subprocess.run(
-            [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+            [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=900,
             env=self.environment(cache, token), cwd=cwd,
         )  # fmt: skip
 

@@ -49,7 +49,7 @@ def post(url, body, content_type="application/json"):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(f"{url}/embeddings", data, {"Content-Type": content_type})
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=900) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as error:
         text = error.read()
@@ -58,6 +58,6 @@ def post(url, body, content_type="application/json"):
 
 def metric(url, name):
     """A value of ``/metrics``."""
-    with urllib.request.urlopen(url.replace("/v1", "/metrics"), timeout=60) as response:
+    with urllib.request.urlopen(url.replace("/v1", "/metrics"), timeout=900) as response:
         lines = response.read().decode().splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))

@@ -241,4 +241,4 @@ import sys
 import dataset_builder.cli, dataset_builder.export, dataset_builder.run, sentence_transformers_inf.corpora
 assert not {"torch", "transformers", "sentence_transformers"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=900)

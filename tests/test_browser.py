@@ -21,6 +21,8 @@ from sentence_transformers_inf.passages import encode_passages
 from sentence_transformers_inf.playground.corpus import read_corpus
 from tests.browser import BROWSER, PICTURE, Playground, chromium, free_port, open_page, take_picture
 
+expect.set_options(timeout=60_000)
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")]
 
 EVIL = [
@@ -224,7 +226,7 @@ def test_the_space_s_program_serves_the_page(tiny, tmp_path):
         env=os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1"},
     )  # fmt: skip
     try:
-        for _ in range(600):
+        for _ in range(9000):
             with contextlib.suppress(URLError), urlopen(f"http://127.0.0.1:{port}/config") as answer:
                 assert "Does the ranking obey?" in answer.read().decode()
                 return

@@ -200,7 +200,7 @@ def test_a_build_killed_20_times_ends_in_the_same_bytes(clean_build, serve, pair
     output = tmp_path / "out"
     arguments = command(pairs(40), output, server.url, "--concurrency", "6")
     worker = [sys.executable, HERE / "build_and_die.py", "20", "7", *arguments]
-    result = subprocess.run(worker, capture_output=True, text=True, env=environment(), timeout=300)
+    result = subprocess.run(worker, capture_output=True, text=True, env=environment(), timeout=900)
     assert result.returncode == 0, result.stderr
     assert "ended early: 0" in result.stdout
     assert dataset_bytes(output) == dataset_bytes(clean_build[0])
@@ -425,7 +425,7 @@ def test_tasks_of_an_executor_make_the_same_dataset(kind, clean_build, serve, pa
         *command(pairs(40), output, server.url, "--executor", kind, "--tasks", "2", "--workers", "2"),
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    printed = process.communicate(timeout=300)[1]
+    printed = process.communicate(timeout=900)[1]
     assert process.returncode == 0, printed[-3000:]
     assert dataset_bytes(output) == dataset_bytes(clean_build[0])
     assert sum(server.asked().values()) == 240

@@ -28,7 +28,7 @@ def test_a_disturbed_build_ends_as_one_that_was_not(serve, pairs, tmp_path, batc
     server = serve(*faults, name="storm")
     words = command(pairs(30), output, server.url, *options)
     program = [sys.executable, "-m", "tests.campaign", "3", "1", "2" if batch else "1", *words]
-    result = subprocess.run(program, capture_output=True, text=True, env=environment(), timeout=300, cwd=ROOT)
+    result = subprocess.run(program, capture_output=True, text=True, env=environment(), timeout=900, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     ended = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
     assert set(ended) <= {"-9", "0", "2"}
@@ -45,7 +45,7 @@ def test_the_local_executor_ends_whatever_becomes_of_its_tasks(serve, pairs, tmp
     output = tmp_path / "out"
     words = command(pairs(30), output, url, *options)
     stopped = start(*words, "--max-requests", "6", stderr=subprocess.PIPE, text=True)
-    assert "limit of 3 requests" in stopped.communicate(timeout=200)[1]
+    assert "limit of 3 requests" in stopped.communicate(timeout=900)[1]
     assert stopped.returncode == 3
 
     def tasks(parent):
@@ -58,7 +58,7 @@ def test_the_local_executor_ends_whatever_becomes_of_its_tasks(serve, pairs, tmp
         while len(server.events()) < asked + 6:
             time.sleep(0.02)
         os.kill(tasks(process.pid)[0] if victim == "task" else process.pid, number)
-        error = process.communicate(timeout=200)[1]
+        error = process.communicate(timeout=900)[1]
         if number == signal.SIGTERM:
             assert "goes on from here" in error
             assert process.returncode == 2

@@ -27,7 +27,7 @@ def test_two_processes_agree_with_one(tiny, tmp_path, objective, cached, data):
     out = tmp_path / "result.pt"
     arguments = [str(tmp_path / "store"), tiny, objective, cached, data, str(out)]
     workers = [subprocess.Popen([sys.executable, str(WORKER), str(rank), *arguments]) for rank in range(2)]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=900) for worker in workers] == [0, 0]
     together = torch.load(out, weights_only=True)
     value, gradients = step(tiny, objective, cached == "cached", list(range(2 * HALVES[data])), False, DATA[data])
     assert together["loss"].item() == pytest.approx(value.item(), abs=1e-9)
@@ -60,7 +60,7 @@ def test_torchrun_trains_as_one_process_does(tiny, few_records, tmp_path, settin
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for launcher, name, batch_size in (([sys.executable], "one", whole), (torchrun, "two", whole // 2)):
         command = [*launcher, *arguments, str(tmp_path / name), str(batch_size)]
-        subprocess.run(command, check=True, timeout=300, env=environment)
+        subprocess.run(command, check=True, timeout=900, env=environment)
     before = load_file(Path(tiny) / "model.safetensors")
     for encoder in ("query_0_Transformer", "document_0_Transformer"):
         one, two = (load_file(tmp_path / name / encoder / "model.safetensors") for name in ("one", "two"))
@@ -80,7 +80,7 @@ def test_processes_claim_a_folder_once_and_refuse_together(tiny, few_records, tm
     command += ["sentence_transformers_inf.cli", "train", "--base", tiny, "--data", str(tmp_path / "data")]
     command += ["--output", str(tmp_path / "thesis"), "--frozen-layers", "1", "--report-to", "none"]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        command, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
     assert done.returncode != 0
     assert done.stderr.count("is not empty and holds no run of this recipe") == 2

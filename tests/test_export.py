@@ -120,7 +120,7 @@ def run_alone(*folders):
     """What plain Sentence Transformers and the README's commands make of exports."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, *map(str, folders)], capture_output=True, text=True, timeout=300, env=environment
+        [sys.executable, "-c", ALONE, *map(str, folders)], capture_output=True, text=True, timeout=900, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -257,7 +257,7 @@ def test_two_processes_train_as_one_does(sources, tiny, tmp_path):
     runs = [([sys.executable], "one", 2, 0), (torchrun, "two", 1, 11), (torchrun, "two", 1, 0)]
     for launcher, name, size, end in runs:
         command = [*launcher, script, tiny, tmp_path / name, size, end, sources["with"], sources["rows"]]
-        done = subprocess.run(list(map(str, command)), check=False, timeout=300)
+        done = subprocess.run(list(map(str, command)), check=False, timeout=900)
         assert (done.returncode != 0) == (end > 0)
         assert (tmp_path / name / "checkpoint-9" / COMPLETE_FILE).is_file() or not end
     same(weights(tmp_path / "one"), weights(tmp_path / "two"), 2e-5)

@@ -507,7 +507,7 @@ commands.main()
     calls = [build, judge, ["inf-ir", "check", "mini"]]
     calls += [["inf-ir", "--version"], ["inf-ir", "build", "--help"]]
     done = subprocess.run(
-        [sys.executable, "-c", program], input=json.dumps(calls), capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", program], input=json.dumps(calls), capture_output=True, text=True, timeout=900,
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     ends = re.findall(r"^EXIT (\d) ", done.stderr, flags=re.M)
