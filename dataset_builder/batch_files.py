@@ -14,9 +14,9 @@ from typing import Any
 
 from dataset_builder.batches import read_row
 from dataset_builder.errors import Refused, Stop
-from dataset_builder.files import replacing
 from dataset_builder.ledger import Answer, Ledger
 from dataset_builder.prices import Prices
+from sentence_transformers_inf.recipe import replacing
 
 REQUESTS = "requests.jsonl"
 """The file of open questions; every other ``.jsonl`` file of the folder is read for answers."""

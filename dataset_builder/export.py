@@ -15,12 +15,13 @@ from typing import Any
 import jinja2
 
 from dataset_builder import stages
-from dataset_builder.files import locked, replacing, write_parquet, write_text
+from dataset_builder.files import locked, write_parquet
 from dataset_builder.inf_ir import KEPT_FEATURES, UNFILTERED_FEATURES
 from dataset_builder.ledger import Ledger, ledger_path
 from dataset_builder.prepare import Settings, read_build, read_prepared
 from dataset_builder.prices import Prices
 from sentence_transformers_inf.escaping import markdown_environment
+from sentence_transformers_inf.recipe import replacing, write_whole
 
 
 def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> dict[str, Any]:
@@ -59,10 +60,10 @@ def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> 
             "settings": asdict(settings),
             "prompts": stages.prompt_hashes(),
         }
-        write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_whole(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         template = (resources.files("dataset_builder") / "report.md").read_text(encoding="utf-8")
         environment = markdown_environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-        write_text(folder / "report.md", environment.from_string(template).render(report))
+        write_whole(folder / "report.md", environment.from_string(template).render(report))
     return report
 
 

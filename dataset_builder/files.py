@@ -1,8 +1,6 @@
-"""Files that are whole or not there: what is written takes its place when the writing has ended."""
+"""The folder of a build: its lock, and its tables."""
 
 import contextlib
-import os
-import uuid
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 from filelock import FileLock, Timeout
+
+from sentence_transformers_inf.recipe import replacing
 
 ROW_GROUP = 500
 """Rows that are in memory at a time."""
@@ -47,34 +47,6 @@ def locked(folder: Path) -> Iterator[None]:
                 _held.remove(work)
     except Timeout as error:
         raise BlockingIOError(f"{folder}: another run is at work in this folder; wait for it or stop it") from error
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; the file moves to ``path``, on disk, when the block ends without an error."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        _sync(part, os.O_RDWR)
-        os.replace(part, path)
-        with contextlib.suppress(PermissionError):  # Windows opens no folders
-            _sync(path.parent, os.O_RDONLY)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, as a whole."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def write_parquet(path: Path, features: Features, rows: Iterable[dict[str, Any]]) -> None:

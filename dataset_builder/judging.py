@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 from dataset_builder import contrast, stages
 from dataset_builder.errors import BadAnswer
-from dataset_builder.files import write_text
 from dataset_builder.language_model import LanguageModel, Limits
 from dataset_builder.ledger import Ledger
 from dataset_builder.live import OPENAI_URL, LiveTransport, connect
@@ -25,6 +24,7 @@ from dataset_builder.prices import Prices
 from dataset_builder.run import asker, drive, run_sync
 from sentence_transformers_inf.modules.reading import find_model, one_error
 from sentence_transformers_inf.reading import read_json_lines
+from sentence_transformers_inf.recipe import write_whole
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TWIN_QUERY_COLUMNS, triples_of
 
 RELEVANCE_QUESTION = (
@@ -178,4 +178,4 @@ def _add_labels(path: Path, annotator: str, answers: dict[str, list[str]]) -> No
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         items = [(f"{name}/{row}", label) for name, found in answers.items() for row, label in enumerate(found)]
         lines += [json.dumps({"item": item, "annotator": annotator, "label": label}) + "\n" for item, label in items]
-        write_text(path, "".join(lines))
+        write_whole(path, "".join(lines))

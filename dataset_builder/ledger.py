@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from dataset_builder.files import replacing
 from dataset_builder.rows import PAGE, Row, find_rows, pack, unpack
+from sentence_transformers_inf.recipe import replacing
 
 _TABLES = ("build", "answers", "outcomes", "batches")
 _SCHEMA = {

@@ -20,8 +20,9 @@ from datasets import Features, List, Value
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from dataset_builder.files import write_parquet, write_text
+from dataset_builder.files import write_parquet
 from dataset_builder.quality import NEAR, jaccard, normalised, words
+from sentence_transformers_inf.recipe import write_whole
 
 CANDIDATES = 3
 """Passages kept for a pair at most: so many are shown to the writing model, one after the other."""
@@ -185,7 +186,7 @@ def bind(folder: Path, passages: Sequence[str], settings: str) -> None:
         for path in folder.glob("[0-9]*.parquet"):
             path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(note, digest.hexdigest())
+        write_whole(note, digest.hexdigest())
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

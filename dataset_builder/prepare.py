@@ -19,11 +19,12 @@ from tqdm.auto import tqdm
 
 from dataset_builder import contrast, stages
 from dataset_builder.chat import estimate_tokens, reasons, text_tokens
-from dataset_builder.files import ROW_GROUP, locked, write_parquet, write_text
+from dataset_builder.files import ROW_GROUP, locked, write_parquet
 from dataset_builder.language_model import Limits
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates
 from dataset_builder.sources import Pair, read_corpus, read_pairs
+from sentence_transformers_inf.recipe import write_whole
 
 _PAIRS = Features(dict.fromkeys(("id", "query", "passage", "instruction_type", "form", "duplicate_of"), Value("string")))
 _MINED_PAIRS = Features({**_PAIRS, "candidates": List(Value("string"))})
@@ -125,7 +126,7 @@ def prepare(folder: Path, settings: Settings, tasks: int = 1) -> int:
             shutil.rmtree(folder / "work" / "mined", ignore_errors=True)
         if earlier is None:
             build = wanted | {"pairs_sha256": _hash(path), "build": uuid.uuid4().hex}
-            write_text(folder / "work" / "build.json", json.dumps(build, indent=2) + "\n")
+            write_whole(folder / "work" / "build.json", json.dumps(build, indent=2) + "\n")
         return int(pq.ParquetFile(path).metadata.num_rows)
 
 

@@ -22,19 +22,34 @@ LOCK_FILE = ".lock"
 """Locked in a folder while a command writes there. The file stays, the lock ends with the process."""
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a file whole or not at all, whenever the process or the machine stops."""
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path to write to. The file takes the place of ``path``, on disk, when the block ends without an error: it is there
+    whole or not at all, whenever the process or the machine stops."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with part.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
+        _sync(part, os.O_RDWR)
         os.replace(part, path)
-    except BaseException:
+        with contextlib.suppress(PermissionError):  # Windows opens no folders
+            _sync(path.parent, os.O_RDONLY)
+    finally:
         part.unlink(missing_ok=True)
-        raise
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def read_json(path: str | Path, kind: type = dict, keys: Iterable[str] = ()) -> Any:

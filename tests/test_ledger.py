@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_builder.files import locked, replacing
+from dataset_builder.files import locked
 from dataset_builder.ledger import Answer, Ledger, LedgerDamage, Outcome, ledger_path, repair_ledger
 from dataset_builder.prepare import Settings, prepare, read_build
 from dataset_builder.quality import Duplicates
+from sentence_transformers_inf.recipe import replacing
 from tests.damage import BUILD, KINDS, damaged, fill, readable
 from tests.test_builder import command, dataset_bytes, inf_ir, only_error, pairs, report, serve, start  # noqa: F401
 
