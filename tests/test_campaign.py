@@ -1,5 +1,6 @@
 """Kills, faults and a second builder at once: the same bytes, nothing paid twice (large: `benchmarks/campaign.py`)."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from dataset_builder.cluster import run_tasks
+from dataset_builder.errors import Stop
+from dataset_builder.language_model import Limits
+from dataset_builder.prepare import Settings
+from dataset_builder.prices import Prices
 from tests.campaign import check
+from tests.faulty_task import Faulty
 from tests.test_builder import IMPATIENT, command, dataset_bytes, environment, inf_ir, only_error, pairs, serve, start  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
@@ -80,3 +87,17 @@ def test_the_local_executor_ends_whatever_becomes_of_its_tasks(serve, pairs, tmp
     for path in output.rglob("*"):
         if path.is_file():
             assert b"pass-in-the-url" not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["overflow", "recursion"])
+def test_an_unforeseen_error_in_a_task_ends_the_run_with_one_line(fault, tmp_path):
+    step = Faulty(tmp_path, Settings("pairs.jsonl"), Limits(), Prices(free=True), fault, retry_failed=False)
+    with pytest.raises(Stop, match=r"a task did not end \(exit status 1\), see .*logs; run it again"):
+        run_tasks("local", step, tasks=2, workers=2, slurm_partition=None, slurm_time="1:00:00")
+    logs = tmp_path / "work" / "logs"
+    assert [path.name for path in (logs / "completions").iterdir()] == ["00000"]
+    assert f"{fault.title()}Error" in (logs / "logs" / "task_00001.log").read_text()
+    sound = dataclasses.replace(step, base_url=None)
+    run_tasks("local", sound, tasks=2, workers=2, slurm_partition=None, slurm_time="1:00:00")
+    assert len(list((logs / "completions").iterdir())) == 2
