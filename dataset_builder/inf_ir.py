@@ -12,9 +12,9 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataset_builder.quality import normalised
+from sentence_transformers_inf.reading import parquet_batches
 from sentence_transformers_inf.records import FEATURES
 
 KEPT_FEATURES = datasets.Features({name: value for name, value in FEATURES.items() if name != "topic"})
@@ -90,7 +90,7 @@ class InFIR(datasets.GeneratorBasedBuilder):
         names = list(self.info.features)
         for path in files:
             first = 0
-            for batch in pq.ParquetFile(path).iter_batches(1000, columns=names):
+            for batch in parquet_batches(path, names):
                 queries = batch.column("query_positive").to_pylist()
                 chosen = [row for row, query in enumerate(queries) if split is None or split_of(query) == split]
                 for row, record in zip(chosen, batch.take(pa.array(chosen, pa.int64())).to_pylist()):

@@ -15,13 +15,13 @@ from pathlib import Path
 import bm25s
 import faiss
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Features, List, Value
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from dataset_builder.files import write_parquet
 from dataset_builder.quality import NEAR, jaccard, normalised, words
+from sentence_transformers_inf.reading import parquet_batches
 from sentence_transformers_inf.recipe import write_whole
 
 CANDIDATES = 3
@@ -172,7 +172,10 @@ def mine(
                 queries = [query for query, _ in block]
                 found = miner.find(queries, embed_queries(queries), [passage for _, passage in block])
                 write_parquet(path, _FEATURES, ({"candidates": texts} for texts in found))
-            yield from pq.read_table(path).column("candidates").to_pylist()
+            try:
+                yield from [texts for batch in parquet_batches(path) for texts in batch.column("candidates").to_pylist()]
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{path} is damaged ({error}): delete it and give the same command again") from error
             bar.update(len(block))
 
 

@@ -24,6 +24,7 @@ from dataset_builder.language_model import Limits
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates
 from dataset_builder.sources import Pair, read_corpus, read_pairs
+from sentence_transformers_inf.reading import parquet_batches
 from sentence_transformers_inf.recipe import write_whole
 
 _PAIRS = Features(dict.fromkeys(("id", "query", "passage", "instruction_type", "form", "duplicate_of"), Value("string")))
@@ -194,7 +195,7 @@ def _mined(work: Path, pairs: Iterator[Pair], settings: Settings) -> Iterator[di
     write_parquet(source, _PAIRS, _prepared(pairs, settings))
 
     def rows() -> Iterator[dict[str, Any]]:
-        return (row for batch in pq.ParquetFile(source).iter_batches(ROW_GROUP) for row in batch.to_pylist())
+        return (row for batch in parquet_batches(source, rows=ROW_GROUP) for row in batch.to_pylist())
 
     corpus = () if settings.corpus is None else read_corpus(settings.corpus, settings.split)
     passages = list(dict.fromkeys(itertools.chain(corpus, (row["passage"] for row in rows()))))
@@ -214,7 +215,7 @@ def _mined(work: Path, pairs: Iterator[Pair], settings: Settings) -> Iterator[di
 
 def read_prepared(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(position, pair) of all prepared pairs, a few hundred in memory at a time."""
-    batches = pq.ParquetFile(folder / "work" / "pairs.parquet").iter_batches(ROW_GROUP)
+    batches = parquet_batches(folder / "work" / "pairs.parquet", rows=ROW_GROUP)
     yield from enumerate(pair for batch in batches for pair in batch.to_pylist())
 
 

@@ -250,13 +250,28 @@ def _columnar_rows(path: Path, columns: Container[str] | None) -> Iterator[tuple
 
 def _batches(file: Any, ending: str, columns: Container[str] | None) -> Iterator[Any]:
     if ending == ".parquet":
-        parquet = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-        names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
-        yield from parquet.iter_batches(1000, columns=names)
+        yield from parquet_batches(file, columns)
         return
     with pyarrow.ipc.open_stream(file) as stream:
         names = [name for name in stream.schema.names if columns is None or name in columns]
         yield from (batch.select(names) for batch in stream)
+
+
+def parquet_batches(file: Any, columns: Container[str] | None = None, rows: int = 1000) -> Iterator[pyarrow.RecordBatch]:
+    """The rows of a Parquet file, a path or an open one, some at a time.
+
+    Raises:
+        ValueError: A page is not as it was written, or there are fewer rows than the file says: pyarrow passes over some
+            damaged pages.
+    """
+    parquet = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+    names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
+    found = 0
+    for batch in parquet.iter_batches(rows, columns=names):
+        found += len(batch)
+        yield batch
+    if names and found != parquet.metadata.num_rows:
+        raise ValueError(f"damaged: it has {found:,} of {parquet.metadata.num_rows:,} rows")
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
