@@ -80,3 +80,20 @@ def test_another_corpus_is_searched_anew(tmp_path):
     assert list(tmp_path.glob("*.parquet"))
     bind(tmp_path, CORPUS[1:], "model a")
     assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_what_was_mined_and_is_damaged_is_never_read_as_other_candidates(tmp_path):
+    whole = list(mine(tmp_path, iter(pairs(4)), 4, CORPUS, embed, embed))
+    (path,) = tmp_path.glob("*.parquet")
+    content = path.read_bytes()
+    end, refused = len(content) - int.from_bytes(content[-8:-4], "little") - 8, []
+    for at in range(4, end):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            assert (
+                list(mine(tmp_path, iter(pairs(4)), 4, CORPUS, embed, embed)) == whole
+            )  # a header's statistics, for example
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > (end - 4) / 2
+    assert all("delete it and give the same command again" in message for message in refused)
