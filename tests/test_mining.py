@@ -90,9 +90,8 @@ def test_what_was_mined_and_is_damaged_is_never_read_as_other_candidates(tmp_pat
     for at in range(4, end):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         try:
-            assert (
-                list(mine(tmp_path, iter(pairs(4)), 4, CORPUS, embed, embed)) == whole
-            )  # a header's statistics, for example
+            found = list(mine(tmp_path, iter(pairs(4)), 4, CORPUS, embed, embed))
+            assert found == whole  # a header's statistics, for example
         except ValueError as error:
             refused.append(str(error))
     assert len(refused) > (end - 4) / 2
