@@ -258,7 +258,12 @@ def _batches(file: Any, ending: str, columns: Container[str] | None) -> Iterator
 
 
 def parquet_batches(file: Any, columns: Container[str] | None = None, rows: int = 1000) -> Iterator[pyarrow.RecordBatch]:
-    """The rows of a Parquet file, a path or an open one, some at a time.
+    """The rows of a Parquet file in order, a batch at a time.
+
+    Args:
+        file: Its path, or the open file.
+        columns: Columns that are wanted; those it lacks are passed over. ``None``: all.
+        rows: Of a batch, at most.
 
     Raises:
         ValueError: A page is not as it was written, or there are fewer rows than the file says: pyarrow passes over some
@@ -271,7 +276,8 @@ def parquet_batches(file: Any, columns: Container[str] | None = None, rows: int 
         found += len(batch)
         yield batch
     if names and found != parquet.metadata.num_rows:
-        raise ValueError(f"damaged: it has {found:,} of {parquet.metadata.num_rows:,} rows")
+        name = file if isinstance(file, (str, Path)) else "the file"
+        raise ValueError(f"{name} is damaged: it has {found:,} of {parquet.metadata.num_rows:,} rows")
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
