@@ -40,6 +40,7 @@ from sentence_transformers_inf.modules.instruction_transformer import (
 from sentence_transformers_inf.modules.lora import ADAPTER_NAME
 from sentence_transformers_inf.modules.packed_transformer import PackedTransformer
 from sentence_transformers_inf.modules.reading import find_model, one_error, read_settings, read_whole
+from sentence_transformers_inf.modules.weights import check_weights
 
 BUNDLED_ADAPTER = Path(str(importlib.resources.files("sentence_transformers_inf") / "adapter"))
 """The folder of the adapter that this package ships; ``make adapter`` makes it anew."""
@@ -197,6 +198,7 @@ def read_model(name: str, base: str | Path | SentenceTransformer | None = None, 
             raise FileNotFoundError(f"{name}/{file} is missing: save or download the model again")
     model = read_whole(name, **kwargs)
     if entries is None:
+        check_weights(model[0], name, "", place)
         _complete_backbone(model)
         return model
     if not model.prompts.get("query") and re.match(r"(.*[_-])?e5-(?!.*(instruct|mistral))", Path(name).name.lower()):
@@ -280,6 +282,7 @@ def _take_saved(modules: nn.Sequential, name: str, folders: list[str], place: di
     """Make the modules of an encoder what the files beside them say they were."""
     file = f"{folders[0]}/{CONFIG_FILE}".lstrip("/")
     transformer: Any = modules[0]
+    check_weights(transformer, name, folders[0], place)
     saved = read_settings(name, file, dict, ("template", "max_query_length"), place)
     if saved is None:  # saved again by a program that does not know the file; the tokenizer took it along
         saved = getattr(transformer, "tokenizer", None) and transformer.tokenizer.init_kwargs.get(TOKENIZER_KEY)
