@@ -1,6 +1,7 @@
 """Search a small corpus in memory, with and without an instruction, and see what the instruction moved."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
 
-from sentence_transformers_inf.modules import check_embeddings, read_array
+from sentence_transformers_inf.modules import check_embeddings, check_parts, read_array
 
 DEPTH = 1000
 """So far down ranks are counted."""
@@ -92,6 +93,13 @@ def nearest(
     return [[(row, score) for row, score in zip(*hits) if row >= 0] for hits in hits_of]  # FAISS fills up with row -1
 
 
+def _vectors_of(index: Any) -> Iterator[torch.Tensor]:
+    """The vectors in a FAISS index, a part at a time; none of one that does not keep them."""
+    with contextlib.suppress(RuntimeError):  # an index of cells keeps no list of its rows
+        for start in range(0, index.ntotal, _CHUNK):
+            yield torch.from_numpy(index.reconstruct_n(start, min(_CHUNK, index.ntotal - start)))
+
+
 def search(
     model: SentenceTransformer,
     passages: list[str],
@@ -132,6 +140,8 @@ def search(
     depth = min(DEPTH, len(passages))
     if isinstance(index, np.ndarray):
         check_embeddings(index, passages, "passages")
+    else:
+        check_parts(_vectors_of(index), passages, "passages")
     queries = np.asarray(model.encode_query(pairs))
     check_embeddings(queries, [query, query], "queries")
     instructed, plain = nearest(model, index, queries, depth)

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -218,9 +219,14 @@ def _indexes(folder):
         "text.npy": np.array([["a"] * 8] * 2),
         "nan.npy": np.full((2, 8), np.nan, np.float32),
         "same.npy": np.ones((2, 8), np.float32),
+        "huge.npy": np.eye(2, 8) * 1e300,
         "complex.npy": np.ones((2, 8), np.complex64),
         "object.npy": np.array([[{}] * 8] * 2, dtype=object),
     }
+    for name in ("nan", "same"):
+        index = faiss.IndexFlatIP(8)
+        index.add(arrays[f"{name}.npy"])
+        faiss.write_index(index, str(folder / f"{name}.faiss"))
     for name, array in arrays.items():
         np.save(folder / name, array, allow_pickle=name == "object.npy")
     (folder / "empty.npy").write_bytes(b"")

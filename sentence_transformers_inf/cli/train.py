@@ -52,6 +52,7 @@ def train(context: typer.Context) -> None:
             raise ValueError("--push-to-hub needs --hub-model-id user/name")
         claim_repo(args.hub_model_id, "model", public=args.hub_private_repo is False, token=args.hub_token)
     folder = RunFolder(str(args.output_dir))
+    folder.check_outside(script.base, *script.data, args.passage_embeddings)
     with interrupted(lambda: left_of(folder)):
         sources = {source: load_training_data(source, script.max_records) for source in script.data}
         trainer = InstructionTrainer(script.base, args, *together(sources))

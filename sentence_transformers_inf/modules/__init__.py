@@ -1,7 +1,7 @@
 """Sentence Transformers modules in which an instruction meets its query, and models made of them."""
 
 from sentence_transformers_inf.modules.adapter import detach_adapter, is_adapter, save_adapter
-from sentence_transformers_inf.modules.broken import BrokenModelError, check_embeddings, read_array
+from sentence_transformers_inf.modules.broken import BrokenModelError, check_embeddings, check_parts, read_array
 from sentence_transformers_inf.modules.instruction_query_attention import KINDS, InstructionQueryAttention
 from sentence_transformers_inf.modules.instruction_router import (
     InstructionRouter,
@@ -32,6 +32,7 @@ __all__ = [
     "add_lora",
     "attach_adapter",
     "check_embeddings",
+    "check_parts",
     "copy_tower",
     "detach_adapter",
     "encoder_of",

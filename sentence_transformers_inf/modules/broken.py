@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,17 +32,25 @@ def check_embeddings(embeddings: torch.Tensor | NDArray, texts: Sequence[str], k
         BrokenModelError: A value is NaN or infinite; or no embedding differs from the first by more than rounding, and two
             texts differ in more than case and white space.
     """
-    parts = torch.as_tensor(embeddings).split(_ROWS)
-    broken = torch.cat([~torch.isfinite(part).all(dim=1).cpu() for part in parts]).nonzero().ravel().tolist()
+    check_parts(torch.as_tensor(embeddings).split(_ROWS), texts, kind)
+
+
+def check_parts(parts: Iterable[torch.Tensor], texts: Sequence[str], kind: str) -> None:
+    """As :func:`check_embeddings`, of embeddings that come a part at a time: n×d each, N rows in all, or none at all."""
+    broken: list[int] = []
+    first, spread, start = torch.zeros(0), 0.0, 0
+    for part in filter(len, parts):
+        numbers = part.float()
+        broken += ((~torch.isfinite(numbers).all(dim=1)).nonzero().ravel() + start).tolist()
+        first, start = (first if start else numbers[0]), start + len(numbers)
+        spread = max(spread, float((numbers - first).abs().max()))
     if broken:
         raise BrokenModelError(
             f"{len(broken)} of {len(texts)} {kind} have embeddings that are not finite: the first is "
             f"{texts[broken[0]][:60]!r}; {_REMEDY}"
         )
-    if len(texts) < 2:
+    if len(texts) < 2 or not start:
         return
-    first = parts[0][0].float()
-    spread = max(float((part.float() - first).abs().max()) for part in parts)
     differ = spread > 1e-6 * float(first.abs().max())
     if not differ and len({" ".join(text.lower().split()) for text in texts}) > 1:
         raise BrokenModelError(f"all {len(texts)} {kind} have the same embedding although their texts differ; {_REMEDY}")
@@ -64,4 +72,6 @@ def read_array(path: str | Path, mmap_mode: Literal["r", "c"] = "r") -> NDArray[
         raise ValueError(f"{path}: damaged, it cannot be read as {Path(path).suffix} ({error}): make it again") from error
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{path}: expected numbers, it holds {array.dtype}: make it again")
-    return array
+    if array.dtype.itemsize > 8:  # a machine's own long double
+        array = array.astype(np.float64)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -138,6 +138,22 @@ class RunFolder:
                 raise BlockingIOError(problem)
             yield
 
+    def check_outside(self, *sources: str | Path | None) -> None:
+        """Refuse to train from what is in the folder: the run writes there, and removes what it replaces.
+
+        Args:
+            *sources: Of the base, the data and the like; what is no path that exists is passed over.
+
+        Raises:
+            ValueError: The message names the source.
+        """
+        for source in filter(None, sources):
+            inside = {self.path.absolute(), self.path.resolve()} & {
+                parent for path in (Path(source).absolute(), Path(source).resolve()) for parent in (path, *path.parents)
+            }
+            if inside and Path(source).exists():
+                raise ValueError(f"{source} is in {self.path}, where the run is written: name another --output (output_dir)")
+
     def claim(self, recipe: dict[str, Any], overwrite: bool = False) -> None:
         """Make the folder this run's, or refuse one that holds something else.
 

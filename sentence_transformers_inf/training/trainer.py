@@ -105,6 +105,8 @@ class InstructionTrainer(SentenceTransformerTrainer):
         args = InstructionTrainingArguments() if args is None else args
         if kwargs.get("model_init") is not None:
             raise ValueError("model_init would replace the encoders that the arguments ask for: pass model")
+        self.run_folder = RunFolder(str(args.output_dir))
+        self.run_folder.check_outside(None if isinstance(model, SentenceTransformer) else model, args.passage_embeddings)
         set_seed(args.seed)
         base = base_name(model)
         if not isinstance(model, SentenceTransformer):
@@ -153,7 +155,6 @@ class InstructionTrainer(SentenceTransformerTrainer):
             self.accelerator.no_sync = lambda model: contextlib.nullcontext()
         self.keep_last = KeepLast()
         self._add_callbacks()
-        self.run_folder = RunFolder(str(args.output_dir))
         self._recipe = run_recipe(base, records, args)
         self._is_trained = False
 
