@@ -9,8 +9,10 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from filelock import FileLock
 from tqdm.auto import tqdm
@@ -22,7 +24,9 @@ from dataset_builder.ledger import Ledger
 from dataset_builder.live import OPENAI_URL, LiveTransport, connect
 from dataset_builder.prices import Prices
 from dataset_builder.run import asker, drive, run_sync
+from sentence_transformers_inf.modules.broken import BrokenModelError
 from sentence_transformers_inf.modules.reading import find_model, one_error
+from sentence_transformers_inf.modules.weights import check_weights
 from sentence_transformers_inf.reading import read_json_lines
 from sentence_transformers_inf.recipe import write_whole
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, TWIN_QUERY_COLUMNS, triples_of
@@ -66,6 +70,7 @@ def judge_with_server(
     Raises:
         Stop: The run cannot go on; the same call goes on from there.
     """
+    _labels_of_others(labels, model)
     answers: dict[int, list[str]] = {}
     rows = iter(enumerate(records))
     failed = 0
@@ -105,10 +110,12 @@ def judge_with_cross_encoder(records: Dataset, model: str, labels: Path) -> None
     place, options = find_model(model)
     with one_error(model):
         encoder = CrossEncoder(place, **options)
+    check_weights(encoder, place, "", options)
 
     def judge(query: str, passages: list[str]) -> str:
         pairs = [(query, passage) for passage in passages]
         scores = encoder.predict([break_control_tokens(pair, encoder.tokenizer) for pair in pairs], show_progress_bar=False)
+        check_scores(model, bool(np.isfinite(scores).all()))
         return PASSAGE_COLUMNS[int(scores.argmax())]
 
     _judge_each(records, model, labels, judge)
@@ -124,6 +131,7 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path) -> None:
     with one_error(model):
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         language_model = AutoModelForCausalLM.from_pretrained(place, **options).eval()
+    check_weights(SimpleNamespace(model=language_model), place, "", options)
     limit = getattr(language_model.config, "max_position_embeddings", math.inf)
     yes, no = (tokenizer.encode(word, add_special_tokens=False)[-1] for word in ("true", "false"))
 
@@ -138,6 +146,7 @@ def judge_with_reranker(records: Dataset, model: str, labels: Path) -> None:
             raise ValueError(f"{model}: it takes {limit} tokens, and a question has {length}: name a model that takes more")
         with torch.inference_mode():
             logits = language_model(**inputs).logits[0, -1]
+        check_scores(model, bool(logits.isfinite().all()))
         return bool(logits[yes] > logits[no])
 
     def judge(query: str, passages: list[str]) -> str:
@@ -156,6 +165,7 @@ def break_control_tokens(texts: tuple[str, ...], tokenizer: Any) -> tuple[str, .
 
 def _judge_each(records: Dataset, model: str, labels: Path, judge: Callable[[str, list[str]], str]) -> None:
     """Judge the three instructed queries of each record, with its three passages."""
+    _labels_of_others(labels, model)
     answers = {}
     for number, record in enumerate(tqdm(records, desc="Records", disable=None)):
         triples = triples_of(record)
@@ -169,13 +179,27 @@ def _name(record: dict[str, Any], number: int) -> str:
     return str(record.get("id") or number + 1)
 
 
+def check_scores(model: str, finite: bool) -> None:
+    """Refuse a judge whose scores are NaN or infinite: it would label everything alike.
+
+    Raises:
+        BrokenModelError: It names the judge.
+    """
+    if not finite:
+        raise BrokenModelError(f"{model}: its scores are not finite, so it is broken: name another judge")
+
+
+def _labels_of_others(path: Path, annotator: str) -> list[dict[str, Any]]:
+    """The labels in a file that are not an annotator's; a damaged file is refused before anything is judged."""
+    if not path.is_file():
+        return []
+    return [row for _, row in read_json_lines(path) if row.get("annotator") != annotator]
+
+
 def _add_labels(path: Path, annotator: str, answers: dict[str, list[str]]) -> None:
     """Write an annotator's labels into a file, in the place of earlier ones of the same annotator."""
-    lines = []
     with FileLock(f"{path}.lock"):  # against another judge, whose labels would be lost
-        if path.is_file():
-            rows = [row for _, row in read_json_lines(path) if row.get("annotator") != annotator]
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _labels_of_others(path, annotator)]
         items = [(f"{name}/{row}", label) for name, found in answers.items() for row, label in enumerate(found)]
         lines += [json.dumps({"item": item, "annotator": annotator, "label": label}) + "\n" for item, label in items]
         write_whole(path, "".join(lines))

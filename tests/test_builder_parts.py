@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import math
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from aiohttp import web
 from datasets import Dataset, Features, Value
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import cohen_kappa_score
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -32,6 +34,7 @@ from dataset_builder.sources import read_pairs
 from sentence_transformers_inf import load_records
 from sentence_transformers_inf.reading import RecordError, read_table
 from sentence_transformers_inf.records import INSTRUCTION_TYPES
+from tests.commands import call, error_line
 from tests.test_builder import inf_ir
 from tests.tiny_judges import write_judges
 
@@ -438,6 +441,40 @@ def test_a_cross_encoder_and_a_reranker_judge_records(tmp_path):
     assert len(rows) == 2 * 2 * 3
     assert {row["label"] for row in rows} <= allowed
     assert len({row["item"] for row in rows}) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "problem"),
+    [
+        ("cross-encoder", lambda weights: weights.pop("classifier.weight"), "lacks weights that the model has"),
+        ("cross-encoder", lambda weights: weights.pop("bert.pooler.dense.weight"), "lacks weights that the model has"),
+        ("cross-encoder", lambda weights: weights["classifier.bias"].fill_(math.nan), "its scores are not finite"),
+        ("reranker", lambda weights: weights.pop("model.norm.weight"), "lacks weights that the model has"),
+        ("reranker", lambda weights: weights["lm_head.weight"].fill_(math.nan), "its scores are not finite"),
+    ],
+)
+def test_a_broken_judge_labels_nothing(kind, damage, problem, tmp_path):
+    write_judges(tmp_path)
+    file = tmp_path / kind / "model.safetensors"
+    weights = load_file(file)
+    damage(weights)
+    save_file(weights, file, {"format": "pt"})
+    labels = tmp_path / "labels.jsonl"
+    status, _, err = call("inf-ir", "judge", "mini", "--split", "validation", "--limit", 1, "--kind", kind,
+                          "--model", tmp_path / kind, "--labels", labels)  # fmt: skip
+    assert status == 2
+    assert problem in error_line(err)
+    assert not labels.exists()
+
+
+def test_damaged_labels_are_refused_before_anything_is_judged(tmp_path):
+    write_judges(tmp_path)
+    (tmp_path / "labels.jsonl").write_text("{", encoding="utf-8")
+    status, _, err = call("inf-ir", "judge", "mini", "--split", "validation", "--limit", 1, "--kind", "cross-encoder",
+                          "--model", tmp_path / "cross-encoder", "--labels", tmp_path / "labels.jsonl")  # fmt: skip
+    assert status == 2
+    assert "labels.jsonl, row 1" in error_line(err)
+    assert "Records" not in err  # the bar of judging
 
 
 # Files

@@ -36,7 +36,8 @@ def check_weights(transformer: Any, name: str, folder: str, place: dict[str, Any
     path, names = _saved(name, folder, "model", place)
     if not names:  # a LoRA alone
         return
-    needed = {_without(model, key) for key in model.state_dict() if not _UNUSED.search(key)}
+    unused = _UNUSED if model.base_model is model else re.compile("(?!)")  # a head may be on it
+    needed = {_without(model, key) for key in model.state_dict() if not unused.search(key)}
     there = {_without(model, key) for key in names}
     if needed <= there and not _further_layers(model, there - needed):
         return
@@ -50,7 +51,7 @@ def check_weights(transformer: Any, name: str, folder: str, place: dict[str, Any
     _, report = type(model).from_pretrained(
         name, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True, **where
     )
-    missing = sorted(key for key in report["missing_keys"] if not _UNUSED.search(key))
+    missing = sorted(key for key in report["missing_keys"] if not unused.search(key))
     further = _further_layers(model, {_without(model, key) for key in report["unexpected_keys"]})
     if missing:
         raise OSError(_message(name, f"{path} lacks weights that the model has", missing))

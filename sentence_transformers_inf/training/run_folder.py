@@ -147,7 +147,7 @@ class RunFolder:
         Raises:
             ValueError: The message names the source.
         """
-        for source in filter(None, sources):
+        for source in [source for source in sources if source is not None]:
             inside = {self.path.absolute(), self.path.resolve()} & {
                 parent for path in (Path(source).absolute(), Path(source).resolve()) for parent in (path, *path.parents)
             }
