@@ -1,7 +1,6 @@
 """What requests cost."""
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers_inf.reading import read_json
+from sentence_transformers_inf.recipe import is_finite
 
 
 class Prices:
@@ -72,4 +72,4 @@ class Prices:
 def _is_price(value: Any) -> bool:
     """Whether this is the dollars for a million tokens of prompt and answer."""
     numbers = isinstance(value, list) and all(type(part) in (int, float) for part in value)
-    return numbers and len(value) == 2 and all(math.isfinite(part) and part >= 0 for part in value)
+    return numbers and len(value) == 2 and all(is_finite(part) and part >= 0 for part in value)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -109,9 +110,20 @@ def read_recipe(folder: str | Path) -> dict[str, Any] | None:
         return None
     try:
         recipe: dict[str, Any] = read_json(path, dict, ["base"])
+        _check_recipe(path, recipe)
     except ValueError as error:
         raise ValueError(f"{error}, move it away, or name another folder") from error
     return recipe
+
+
+def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
+    sources = recipe.get("sources", [recipe])
+    for source in sources if isinstance(sources, list) else [sources]:
+        if not isinstance(source, dict) or type(source.get("records", 0)) is not int:
+            raise ValueError(f"{path}: 'sources' or 'records' is of another kind: restore the file")
+    texts = [recipe["base"], recipe.get("license")]
+    if not all(isinstance(text, (str, type(None))) for text in texts) or not isinstance(recipe.get("settings", {}), dict):
+        raise ValueError(f"{path}: 'base', 'license' or 'settings' is of another kind: restore the file")
 
 
 def write_recipe(folder: str | Path, recipe: dict[str, Any]) -> None:
@@ -119,10 +131,20 @@ def write_recipe(folder: str | Path, recipe: dict[str, Any]) -> None:
     write_whole(Path(folder) / RECIPE_FILE, json.dumps(recipe, indent=2) + "\n")
 
 
+def is_finite(number: Any) -> bool:
+    """Whether a number is one that a float can be: NaN, an infinity and a whole number of 400 digits are not."""
+    return bool(abs(number) <= sys.float_info.max)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is the name of a run's checkpoint."""
+    return re.fullmatch(r"checkpoint-\d+", path.name) is not None
+
+
 def model_files(folder: Path, pattern: str) -> list[Path]:
     """The files of the model in a folder, by their names, without those of the run's checkpoints."""
     paths = folder.rglob(pattern)
-    return [path for path in paths if not path.relative_to(folder).parts[0].startswith("checkpoint-")]
+    return [path for path in paths if not is_checkpoint(Path(path.relative_to(folder).parts[0]))]
 
 
 class _Loader(yaml.SafeLoader):

@@ -290,6 +290,24 @@ def _models(folder, records):
     copy("m-instruction", **{"instruction_config.json": "{}"})
     copy("m-template", **{"instruction_config.json": '{"template": "{x.__class__}", "max_query_length": null}'})
     copy("m-length", **{"instruction_config.json": '{"template": "{query} {instruction}", "max_query_length": "long"}'})
+    template = '{"template": "{query} {instruction}", "max_query_length": '
+    copy("m-lengths", **{"instruction_config.json": template + f"1{'0' * 30}}}"})
+    copy("m-true", **{"instruction_config.json": template + "true}"})
+    copy("m-weight", **{"instruction_config.json": template + f'null, "exclusion_weight": 1{"0" * 400}}}'})
+    settings = json.loads((folder / "model" / "sentence_bert_config.json").read_text())
+    for name, limit in (("zero", 0), ("negative", -1), ("more", 65), ("huge", 10**31), ("text", "x")):
+        copy(f"m-limit-{name}", **{"sentence_bert_config.json": json.dumps(settings | {"max_seq_length": limit})})
+    tokens = json.loads((folder / "model" / "tokenizer.json").read_text())
+    tokens["model"]["vocab"]["unheard-of"] = len(tokens["model"]["vocab"])
+    copy("m-words", **{"tokenizer.json": json.dumps(tokens)})
+    copy("m-sources", **{"recipe.json": '{"base": "b", "finished": true, "sources": [1]}'})
+    copy("m-count", **{"recipe.json": '{"base": "b", "finished": true, "records": "many"}'})
+    copy("m-bases", **{"recipe.json": '{"base": ["b"], "finished": true}'})
+    copy("m-latin")
+    (folder / "m-latin" / "README.md").write_bytes("é".encode("latin-1"))
+    copy("m-inside")
+    (folder / "m-inside" / "secret.env").write_text("KEY")
+    (folder / "m-inside" / "NOTICE").symlink_to("secret.env")
     copy("m-recipe", **{"recipe.json": ""})
     copy("m-unfinished", **{"recipe.json": '{"base": "b", "finished": false}'})
     copy("m-results", **{"results.json": '{"records": 5}'})
@@ -300,6 +318,13 @@ def _models(folder, records):
     save_file({name: weight * float("nan") for name, weight in weights.items()}, folder / "m-nan" / "model.safetensors")
     copy("m-zero")
     save_file({name: weight * 0 for name, weight in weights.items()}, folder / "m-zero" / "model.safetensors")
+    copy("m-lacks")
+    lacking = {name: weight for name, weight in weights.items() if "word_embeddings" not in name}
+    save_file(lacking, folder / "m-lacks" / "model.safetensors", {"format": "pt"})
+    copy(
+        "m-layers",
+        **{"config.json": json.dumps(json.loads((folder / "model" / "config.json").read_text()) | {"num_hidden_layers": 2})},
+    )
     copy("m-shape")
     first = next(iter(weights))
     save_file({**weights, first: weights[first][:3]}, folder / "m-shape" / "model.safetensors", {"format": "pt"})

@@ -122,6 +122,20 @@ def test_checkpoints_are_written_by_time_too(interrupted):
     assert RunFolder(interrupted).last_checkpoint() == str(interrupted / "checkpoint-5")
 
 
+def test_what_a_user_keeps_beside_checkpoints_stays_and_stops_nothing(part):
+    shutil.copytree(part / "checkpoint-4", part / "checkpoint-4-copy")
+    (part / "checkpoint-7-mine").mkdir()
+    (part / "checkpoint-9.tar").write_text("packed")
+    (part / "checkpoint-12").write_text("a note")
+    before = contents(part)
+    folder = RunFolder(part)
+    assert folder.last_checkpoint() == str(part / "checkpoint-5")
+    assert contents(part) == before
+    folder.remove_checkpoints()
+    left = {path.name for path in part.glob("checkpoint-*")}
+    assert left == {"checkpoint-4-copy", "checkpoint-7-mine", "checkpoint-9.tar", "checkpoint-12"}
+
+
 @FEW
 @given(number=st.integers(0, 100), **DAMAGE)
 def test_whatever_of_a_checkpoint_is_damaged_the_older_one_is_taken(interrupted, tmp_path_factory, number, kind, at):
@@ -648,12 +662,13 @@ def test_pickles_are_refused_however_they_are_spelled(tiny, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["config.json", "README.md", "1_Pooling", "tokenizer.json"])
-def test_a_link_that_leads_out_of_a_model_is_refused(tiny, tmp_path, name):
+@pytest.mark.parametrize("target", ["../outside", "inside"])
+def test_a_link_in_the_place_of_a_part_of_a_model_is_refused(tiny, tmp_path, name, target):
     shutil.copytree(tiny, tmp_path / "model")
     path = tmp_path / "model" / name
-    path.rename(tmp_path / "outside")
-    path.symlink_to(tmp_path / "outside")
-    with pytest.raises(ValueError, match=f"{name}: a link that leads out"):
+    path.rename(tmp_path / "model" / target)
+    path.symlink_to(tmp_path / "model" / target)
+    with pytest.raises(ValueError, match=f"{name}: a link is not pushed"):
         model_parts(tmp_path / "model")
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import inspect
 import io
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from dataset_builder.publish import dataset_card
 from sentence_transformers_inf import __version__, load_instruction_model, load_records
 from sentence_transformers_inf.cli import app as plugin
 from sentence_transformers_inf.cli.checks import EXTRAS, finite
-from sentence_transformers_inf.cli.display import Table, print_line
+from sentence_transformers_inf.cli.display import Table, print_line, quiet
+from sentence_transformers_inf.cli.errors import application, run
 from sentence_transformers_inf.cli.errors import error_line as show_error
 from sentence_transformers_inf.cli.tables import benchmark_table, hits_table, metrics_table
 from sentence_transformers_inf.escaping import code, markdown, visible
@@ -532,6 +534,33 @@ def test_extras_are_those_of_the_package():
 @pytest.mark.parametrize("program", ["inf-embed", "inf-ir"])
 def test_the_version_is_shown(program):
     assert call(program, "--version") == (0, f"{program} {__version__}\n", "")
+
+
+@pytest.mark.parametrize(("program", "variable"), [("inf-embed", "INF_EMBED_TRACEBACK"), ("inf-ir", "INF_IR_TRACEBACK")])
+def test_what_nobody_foresaw_is_one_line_too(program, variable, monkeypatch, capsys):
+    app = application("", program)
+
+    @app.command()
+    def fall() -> None:
+        raise LookupError("no \x1b[31m such thing")
+
+    monkeypatch.setattr(sys, "argv", [program, "fall"])
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(SystemExit) as end:
+        run(app, program)
+    assert end.value.code == 2
+    line = error_line(capsys.readouterr().err)
+    assert line.startswith(r"error: LookupError: no \x1b[31m such thing; this is a bug")
+    assert f"{variable}=1" in line
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(LookupError):
+        run(app, program)
+
+
+def test_what_a_library_logs_steers_no_terminal(caplog):
+    quiet()
+    logging.getLogger("a library").warning("Converting %s\nto another", "\x1b]0;owned\x07")
+    assert caplog.messages == ["Converting \\x1b]0;owned\\x07\nto another"]
 
 
 def test_a_finished_model_is_replaced_by_the_option_that_is_named(saved, tmp_path, monkeypatch):

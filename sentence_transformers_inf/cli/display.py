@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from logging import LogRecord, setLogRecordFactory
 from pathlib import Path
 
 from rich import box
@@ -47,6 +48,14 @@ def quiet() -> None:
         enable_progress_bars()
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()
+    setLogRecordFactory(_VisibleRecord)
+
+
+class _VisibleRecord(LogRecord):
+    """What a library logs, which may quote a file, steers no terminal."""
+
+    def getMessage(self) -> str:
+        return "\n".join(map(visible, super().getMessage().splitlines()))
 
 
 @contextlib.contextmanager

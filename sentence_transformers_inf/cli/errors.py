@@ -71,6 +71,12 @@ def run(app: typer.Typer, program: str) -> None:
         install = pip_line(module, program) if module else None
         error_line(_in_words(error) if install is None else f"this needs {module}: {install}")
         status = CANNOT
+    except Exception as error:  # what nobody foresaw is one line as well
+        variable = f"{program.replace('-', '_').upper()}_TRACEBACK"
+        if os.environ.get(variable):
+            raise
+        error_line(f"{type(error).__name__}: {error}; this is a bug: please report it with what {variable}=1 shows")
+        status = CANNOT
     if status == INTERRUPTED:
         print_line("interrupted", stderr=True)
     sys.exit(status if isinstance(status, int) else 0)

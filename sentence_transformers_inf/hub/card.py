@@ -7,7 +7,6 @@ is a comment with a hash of the rest: :func:`is_generated` tells by it whether s
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from sentence_transformers_inf.modules import (
     load_instruction_model,
 )
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE
-from sentence_transformers_inf.recipe import model_files, read_json, read_recipe, write_whole
+from sentence_transformers_inf.recipe import is_finite, model_files, read_json, read_recipe, write_whole
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
@@ -188,7 +187,7 @@ def _check_row(row: Any, texts: Sequence[str], others: Sequence[str], numbers: S
         raise ValueError(f"the key {missing[0]!r} is missing")
     for key in (*texts, *numbers):
         value = row[key]
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)
         if not (isinstance(value, str) if key in texts else is_number):
             raise ValueError(f"{key!r} is {str(value)[:40]!r}, not a {'text' if key in texts else 'number'}")
 

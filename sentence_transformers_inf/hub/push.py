@@ -11,6 +11,7 @@ from sentence_transformers_inf.hub.card import RESULTS_FILE, is_generated, model
 from sentence_transformers_inf.hub.errors import claim_repo, hub_errors
 from sentence_transformers_inf.modules import load_instruction_model
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE
+from sentence_transformers_inf.reading import read_text
 from sentence_transformers_inf.recipe import LOCK_FILE, RECIPE_FILE, model_files, read_json, read_recipe
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -74,7 +75,7 @@ def push_model(
 
     Raises:
         FileNotFoundError: ``folder`` holds no saved model.
-        ValueError: Its run is not finished, it holds pickled files, or a file of the model is a link that leads out of it.
+        ValueError: Its run is not finished, it holds pickled files, or a file of the model is a link.
         HubError: The Hub refuses.
     """
     folder = Path(folder)
@@ -83,7 +84,7 @@ def push_model(
     if strays:
         log(f"{len(strays)} files are no part of a model and are not pushed: {', '.join(strays)[:200]}")
     path = folder / "README.md"
-    card = path.read_text(encoding="utf-8") if path.exists() else None
+    card = read_text(path) if path.exists() else None
     if card is None or is_generated(card):
         loaded = load_instruction_model(folder, trust_remote_code=trust_remote_code)
         card = model_card(folder, repo, loaded).content
@@ -105,7 +106,7 @@ def model_parts(folder: Path) -> tuple[list[str], list[str]]:
     """What is pushed of a folder, and what is not although no run left it there, by their paths in it.
 
     Raises:
-        ValueError: A file is pickled, or what would be pushed is a link that leads out of the folder.
+        ValueError: A file is pickled, or what would be pushed is a link, which may lead to anything.
     """
     folders = {"."}
     for entry in read_json(folder / "modules.json", list, ("path",)):
@@ -120,9 +121,8 @@ def model_parts(folder: Path) -> tuple[list[str], list[str]]:
         belongs = str(inside.parent) in folders and (
             _MODEL_FILE.fullmatch(path.name) or (_CODE_FILE.fullmatch(path.name) and _asks_for_code(path.parent))
         )
-        leads_out = path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
-        if leads_out and (belongs or str(inside) in folders | _OF_THE_RUN):
-            raise ValueError(f"{path}: a link that leads out of the folder is not pushed: put the file itself there")
+        if path.is_symlink() and (belongs or str(inside) in folders | _OF_THE_RUN):
+            raise ValueError(f"{path}: a link is not pushed: put the file itself there")
         if inside.parts[0] in _FOLDERS_OF_THE_RUN or str(inside) in _OF_THE_RUN:
             continue
         if path.is_dir():

@@ -8,7 +8,6 @@ for every other model of this package.
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,10 @@ from sentence_transformers_inf.compat import import_openvino
 from sentence_transformers_inf.modules.exclusions import compose_exclusions
 from sentence_transformers_inf.modules.instruction_router import InstructionRouter
 from sentence_transformers_inf.modules.instruction_transformer import InstructionTransformer
+from sentence_transformers_inf.recipe import read_json
 
 SERVING_FILE = "serving.json"
+_KEYS = ("format", "encoders", "template", "max_query_length", "exclusions", "prompts", "similarity", "truncate_dim")
 
 GRAPHS = {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}
 """Where the graph of an encoder is, by the backend that runs it; Sentence Transformers and Optimum keep it there too."""
@@ -118,7 +119,7 @@ def read_serving(folder: str | Path) -> dict[str, Any]:
     file = Path(folder, SERVING_FILE)
     if not file.is_file():
         raise FileNotFoundError(f"{folder}: there is no {SERVING_FILE} here: make an export with inf-embed export")
-    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    settings: dict[str, Any] = read_json(file, dict, _KEYS)
     return settings
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from sentence_transformers_inf.modules.lora import ADAPTER_NAME
 from sentence_transformers_inf.modules.packed_transformer import PackedTransformer
 from sentence_transformers_inf.modules.reading import find_model, one_error, read_settings, read_whole
 from sentence_transformers_inf.modules.weights import check_weights
+from sentence_transformers_inf.recipe import is_finite
 
 BUNDLED_ADAPTER = Path(str(importlib.resources.files("sentence_transformers_inf") / "adapter"))
 """The folder of the adapter that this package ships; ``make adapter`` makes it anew."""
@@ -290,8 +290,9 @@ def _take_saved(modules: nn.Sequential, name: str, folders: list[str], place: di
             return
     with one_error(f"{name}/{file}"):
         weight, length = saved.get("exclusion_weight", EXCLUSION_WEIGHT), saved["max_query_length"]
-        of_kind = isinstance(saved["template"], (str, type(None))) and isinstance(length, (int, type(None)))
-        if not of_kind or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        of_kind = isinstance(saved["template"], (str, type(None))) and type(length) in (int, type(None))
+        of_kind = of_kind and type(weight) in (int, float) and is_finite(weight) and (length or 1) < 2**31
+        if not of_kind or weight < 0:
             raise ValueError("a setting is of another kind: save or download the model again")
         check_settings(saved["template"], length, None)
         if len(modules) > 1 and isinstance(modules[1], Pooling):

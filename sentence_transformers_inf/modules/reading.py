@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import load_file_path
+from torch import nn
 
 from sentence_transformers_inf.compat import HTTPError
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
@@ -24,6 +25,8 @@ from sentence_transformers_inf.modules.lora import ADAPTER_NAME, name_base
 from sentence_transformers_inf.recipe import model_files, read_json
 
 _UNREADABLE = "{name}: cannot be loaded as a SentenceTransformer: {why}"
+_NO_LIMIT = int(1e30)
+"""What transformers' tokenizers call a length without a limit."""
 _TIMEOUT = 10
 """Seconds for the Hub to answer whether it has a model."""
 
@@ -89,11 +92,30 @@ def read_whole(name: str, **kwargs: Any) -> SentenceTransformer:
             model.model_card_data.base_model = base
             model[0].model.peft_config[ADAPTER_NAME].base_model_name_or_path = base  # type: ignore[union-attr, index]
     for module in model.modules():
-        tokenizer = module.tokenizer if isinstance(module, Transformer) else None
-        if tokenizer is not None and set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-            why = "its tokenizer knows no words: tokenizer.json or vocab.txt is missing; save or download it again"
-            raise OSError(_UNREADABLE.format(name=name, why=why))
+        if isinstance(module, Transformer) and (misfit := _misfit(module)) is not None:
+            raise OSError(_UNREADABLE.format(name=name, why=f"{misfit}; save or download it again"))
     return model
+
+
+def _misfit(transformer: Transformer) -> str | None:
+    """Why a transformer cannot take what its tokenizer gives; ``None`` if it can."""
+    tokenizer, model, limit = transformer.tokenizer, transformer.model, transformer.max_seq_length
+    if tokenizer is None:
+        return None
+    special, numbers = set(tokenizer.all_special_tokens), tokenizer.get_vocab()
+    if set(numbers) <= special:
+        return "its tokenizer knows no words: tokenizer.json or vocab.txt is missing"
+    if limit is not None and (type(limit) is not int or limit < 1 or (limit >= 2**31 and limit != _NO_LIMIT)):
+        return f"max_seq_length must be a whole number of tokens from 1, it is {limit!r}"
+    tables = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    positions = [table.num_embeddings for name, table in tables.items() if name.endswith("position_embeddings")]
+    if positions and limit is not None and min(positions) < limit != _NO_LIMIT:
+        return f"max_seq_length is {limit}, and it has {min(positions)} positions"
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    beyond = [word for word, number in numbers.items() if rows is not None and number >= rows and word not in special]
+    if beyond:
+        return f"its tokenizer knows {beyond[0]!r}, and it has embeddings of {rows} words"
+    return None
 
 
 @contextlib.contextmanager

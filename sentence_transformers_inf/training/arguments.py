@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import numbers
 import types
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from sentence_transformers_inf.modules import (
 )
 from sentence_transformers_inf.modules.loading import check_settings
 from sentence_transformers_inf.modules.lora import lora_rank
+from sentence_transformers_inf.recipe import is_finite
 
 ADAPTER_LORA_R = 32
 """Rank of an adapter's LoRA by default."""
@@ -229,7 +229,7 @@ def check_kinds(args: Any) -> None:
             raise ValueError(f"{entry.name} must be a text, got {value!r}")
         if not kinds or not kinds <= {int, float}:
             continue
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not is_finite(value):
             raise ValueError(f"{entry.name} must be a finite number, got {value!r}")
         if float not in kinds and not float(value).is_integer():
             raise ValueError(f"{entry.name} must be a whole number, got {value!r}")
@@ -242,6 +242,8 @@ def _check(args: InstructionTrainingArguments) -> None:
     for name in ("seed", "data_seed"):
         if not 0 <= (getattr(args, name) or 0) < 2**32:
             raise ValueError(f"{name} must be at least 0 and less than 2**32, got {getattr(args, name)}")
+    if args.max_steps == 0 or args.max_steps < -1:
+        raise ValueError(f"max_steps must be positive, or -1 for all epochs, got {args.max_steps}")
     objective_terms(args.objective)
     check_settings(args.template, None, args.interaction)
     for name, values in (("update", ("both", "queries")), ("encoders", ("shared", "separate"))):

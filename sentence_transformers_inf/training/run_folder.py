@@ -24,6 +24,7 @@ from transformers.utils import logging
 from sentence_transformers_inf.recipe import (
     LOCK_FILE,
     RECIPE_FILE,
+    is_checkpoint,
     locked,
     read_json,
     read_recipe,
@@ -227,9 +228,12 @@ class RunFolder:
 
         _on_first(reopen)
 
+    def _checkpoints(self) -> list[Path]:
+        return [path for path in self.path.glob("checkpoint-*") if is_checkpoint(path) and path.is_dir()]
+
     def checkpoints(self) -> list[Path]:
         """The checkpoints that were written to their end, the newest first."""
-        found = [path for path in self.path.glob("checkpoint-[0-9]*") if (path / COMPLETE_FILE).is_file()]
+        found = [path for path in self._checkpoints() if (path / COMPLETE_FILE).is_file()]
         return sorted(found, key=_step, reverse=True)
 
     def last_checkpoint(self) -> str | None:
@@ -237,7 +241,7 @@ class RunFolder:
         return _on_first(self._last_checkpoint)
 
     def _last_checkpoint(self) -> str | None:
-        for path in self.path.glob("checkpoint-[0-9]*"):
+        for path in self._checkpoints():
             if not (path / COMPLETE_FILE).is_file():  # the run was killed while it wrote
                 shutil.rmtree(path)
         damage = {path: _damage(path) for path in self.checkpoints()}
@@ -261,7 +265,7 @@ class RunFolder:
 
     def remove_checkpoints(self) -> None:
         """Remove what only resuming needs."""
-        for path in self.path.glob("checkpoint-[0-9]*"):
+        for path in self._checkpoints():
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf.modules import check_embeddings
+from sentence_transformers_inf.recipe import is_checkpoint
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -118,6 +119,6 @@ def folder_revision(model: str) -> str:
     """A revision for MTEB's result folders of a local model: it changes with the weights and the settings."""
     digest = hashlib.sha256()
     for path in sorted([*Path(model).rglob("*.safetensors"), *Path(model).rglob("*config*.json")]):
-        if not path.relative_to(model).parts[0].startswith("checkpoint-"):
+        if not is_checkpoint(Path(path.relative_to(model).parts[0])):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
