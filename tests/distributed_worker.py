@@ -49,11 +49,13 @@ def step(base, objective, cached, rows, gather, data=load_records):
 
 
 if __name__ == "__main__":
-    rank, store, base, objective, cached, data, out = sys.argv[1:]
+    rank, store, base, folder, *cases = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
-    half = list(range(HALVES[data])) if rank == "0" else list(range(HALVES[data], 2 * HALVES[data]))
-    value, gradients = step(base, objective, cached == "cached", half, True, DATA[data])
-    dist.all_reduce(value)
-    if rank == "0":
-        torch.save({"loss": value / 2, "gradients": gradients}, out)
+    for case in cases:
+        objective, cached, data = case.split(",")
+        half = list(range(HALVES[data])) if rank == "0" else list(range(HALVES[data], 2 * HALVES[data]))
+        value, gradients = step(base, objective, cached == "cached", half, True, DATA[data])
+        dist.all_reduce(value)
+        if rank == "0":
+            torch.save({"loss": value / 2, "gradients": gradients}, f"{folder}/{case}.pt")
     dist.destroy_process_group()

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -330,7 +331,8 @@ def test_prices_come_from_the_command_line_the_file_and_the_table_in_this_order(
 # Agreement
 
 
-@settings(max_examples=15, deadline=None)  # a thousand kappas each
+@mock.patch("dataset_builder.agreement._RESAMPLES", 20)
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=2, max_size=60))
 def test_kappa_is_scikit_learns(pairs):
     human, model = (dict(enumerate(side)) for side in zip(*pairs))

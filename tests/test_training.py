@@ -455,11 +455,11 @@ def steps(loss):
     return values
 
 
-def test_fit_and_the_host_s_trainer_are_the_same_training(base, few_records, tmp_path):
+def test_fit_and_the_host_s_trainer_are_the_same_training(tiny, few_records, tmp_path):
     view = training_dataset(few_records)
     losses = {}
     for way in ("trainer", "fit"):
-        model = load_instruction_model(base)
+        model = load_instruction_model(tiny)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -470,7 +470,7 @@ def test_fit_and_the_host_s_trainer_are_the_same_training(base, few_records, tmp
                 output_dir=str(tmp_path / "trainer"),
                 per_device_train_batch_size=4,
                 num_train_epochs=3,
-                learning_rate=5e-5,
+                learning_rate=1e-3,
                 lr_scheduler_type="constant",
                 save_strategy="no",
                 report_to="none",
@@ -483,7 +483,7 @@ def test_fit_and_the_host_s_trainer_are_the_same_training(base, few_records, tmp
                 [(DataLoader(examples, batch_size=4), loss)],
                 epochs=3,
                 scheduler="constantlr",
-                optimizer_params={"lr": 5e-5},
+                optimizer_params={"lr": 1e-3},
                 weight_decay=0.0,
                 show_progress_bar=False,
                 checkpoint_path=str(tmp_path / "fit"),
