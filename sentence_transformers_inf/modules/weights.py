@@ -61,12 +61,12 @@ def check_weights(transformer: Any, name: str, folder: str, place: dict[str, Any
 
 def _check_loras(model: PreTrainedModel, name: str, folder: str, place: dict[str, Any]) -> None:
     """The same for a LoRA."""
-    path, names = _saved(name, folder, "adapter_model", place)
-    there = {key.removeprefix("base_model.model.") for key in names}
-    for adapter in getattr(model, "peft_config", {}) if names else ():
+    for adapter in getattr(model, "peft_config", {}):
+        path, names = _saved(name, folder, "adapter_model", place)
+        there = {key.removeprefix("base_model.model.") for key in names}
         of_lora = (key for key in model.state_dict() if ".lora_" in key and f".{adapter}" in key)
-        needed = {key.replace(f".{adapter}", "") for key in of_lora}
-        if missing := sorted(needed - there):
+        missing = sorted({key.replace(f".{adapter}", "") for key in of_lora} - there)
+        if names and missing:
             raise OSError(_message(name, f"{path} lacks weights that the LoRA has", missing))
 
 
