@@ -12,7 +12,7 @@ import math
 from collections.abc import Container, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
@@ -24,6 +24,9 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """What may stand behind the name of a text file, and what Arrow calls it."""
 
 _DELIMITERS = ",;\t|"
+
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""The last bytes of an Arrow stream that was written to its end."""
 
 
 class RecordError(ValueError):
@@ -160,7 +163,7 @@ def _decoded(line: bytes, where: str) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_int=_whole_number)
+        value = json.loads(text, parse_constant=_refuse, parse_int=_whole_number, object_pairs_hook=_object_of)
         if "\\ud" in text.lower():  # only an escape can be half a character
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -175,6 +178,14 @@ def _parsed(text: str, where: str) -> Any:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON; write null")
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"there are two keys {next(key for key in keys if keys.count(key) > 1)!r}; rename one")
+    return found
 
 
 def _whole_number(digits: str) -> int:
@@ -234,27 +245,52 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _columnar_rows(path: Path, columns: Container[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
+    number, batches = 0, parquet_batches if format_of(path) == ".parquet" else arrow_batches
     with path.open("rb") as opened:
         try:
-            for batch in _batches(opened, format_of(path), columns):
+            for batch in batches(opened, columns):
                 for row in _batch_rows(batch):
                     number += 1
                     yield f"{path}, row {number}", row
-        except (pyarrow.ArrowException, OSError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        except RecordError:
+            raise
+        except Exception as error:  # pyarrow raises all kinds for damage
             place = f"{path}, row {number + 1}" if number or isinstance(error, UnicodeDecodeError) else str(path)
             raise RecordError(
                 f"{place}: cannot be read as {format_of(path)[1:]} ({error}); write or copy it again"
             ) from error
 
 
-def _batches(file: Any, ending: str, columns: Container[str] | None) -> Iterator[Any]:
-    if ending == ".parquet":
-        yield from parquet_batches(file, columns)
-        return
+def arrow_batches(file: BinaryIO, columns: Container[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
+    """The batches of an Arrow stream in order.
+
+    Each is checked before it is given: from a damaged one, values would be read from anywhere in memory. For damage,
+    pyarrow raises errors of all kinds.
+
+    Args:
+        file: It is open.
+        columns: Columns that are wanted; those it lacks are passed over. ``None``: all.
+
+    Raises:
+        ValueError: The stream is cut, at the end of a batch too.
+    """
     with pyarrow.ipc.open_stream(file) as stream:
-        names = [name for name in stream.schema.names if columns is None or name in columns]
-        yield from (batch.select(names) for batch in stream)
+        names = _wanted(file, stream.schema.names, columns)
+        for batch in stream:
+            part = batch.select(names)
+            part.validate(full=True)
+            yield part
+    file.seek(max(0, file.tell() - len(_END_OF_STREAM)))
+    if file.read() != _END_OF_STREAM:
+        raise ValueError("it is cut: the end of the stream is missing")
+
+
+def _wanted(file: Any, names: list[str], columns: Container[str] | None) -> list[str]:
+    """The names of the columns that are wanted, in the order of the file."""
+    wanted = [name for name in names if columns is None or name in columns]
+    if repeated := next((name for name in wanted if wanted.count(name) > 1), None):
+        raise RecordError(f"{getattr(file, 'name', file)}: there are two columns {repeated!r}; rename one")
+    return wanted
 
 
 def parquet_batches(file: Any, columns: Container[str] | None = None, rows: int = 1000) -> Iterator[pyarrow.RecordBatch]:
@@ -270,7 +306,7 @@ def parquet_batches(file: Any, columns: Container[str] | None = None, rows: int 
             damaged pages.
     """
     parquet = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-    names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
+    names = _wanted(file, parquet.schema_arrow.names, columns)
     found = 0
     for batch in parquet.iter_batches(rows, columns=names):
         found += len(batch)
@@ -286,3 +322,10 @@ def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
     except UnicodeDecodeError:  # Arrow does not say in which row
         for row in range(len(batch)):
             yield from batch.slice(row, 1).to_pylist()
+    except Exception:
+        for name, column in zip(batch.schema.names, batch.columns):
+            try:
+                column.to_pylist()
+            except Exception as error:
+                raise ValueError(f"column {name!r}, {type(error).__name__}: {error}") from error
+        raise

@@ -39,6 +39,13 @@ def _lines(rows) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def _stream(table) -> bytes:
+    file = io.BytesIO()
+    with pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return file.getvalue()
+
+
 def _tables(folder, records):
     good = _lines(records)
     first, second, _ = records
@@ -52,6 +59,7 @@ def _tables(folder, records):
         "deep.jsonl": "[" * 50_000 + "\n",
         "digits.jsonl": json.dumps(first)[:-1] + f', "topic": {"9" * 5000}}}\n',
         "nan.jsonl": json.dumps(first)[:-1] + ', "topic": NaN}\n',
+        "key-twice.jsonl": json.dumps(first)[:-1] + ', "document": "another"}\n',
         "surrogate.jsonl": _lines([{**first, "document": "half \ud83d"}]),
         "missing.jsonl": _lines([{key: value for key, value in first.items() if key != "document"}]),
         "null.jsonl": _lines([first, {**second, "document": None}]),
@@ -94,6 +102,12 @@ def _tables(folder, records):
     parquet[len(parquet) // 3] ^= 0xFF
     (folder / "flip.parquet").write_bytes(parquet)
     (folder / "text.parquet").write_text(good)
+    columns = pyarrow.Table.from_pylist(records)
+    columns = columns.append_column("document", columns.column("document"))
+    pyarrow.parquet.write_table(columns, folder / "column-twice.parquet")
+    (folder / "column-twice.arrow").write_bytes(_stream(columns))
+    texts = pyarrow.table({"text": ["the sky is blue", "the sea is wide"]})
+    (folder / "cut.arrow").write_bytes(_stream(texts)[:-8])  # after the last batch
     (folder / "empty.parquet").write_bytes(b"")
     (folder / "folder.jsonl").mkdir()
     os.symlink("nowhere.jsonl", folder / "dangling.jsonl")
