@@ -2,6 +2,9 @@
 
 import json
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
@@ -131,6 +134,44 @@ def test_a_file_without_records_is_said_so_and_harms_no_others(name, few_records
         load_records(path)
     write(tmp_path / name.replace(".", "-2."))
     assert len(load_records(tmp_path, "train")) == len(few_records)
+
+
+def damaged(data):
+    """What may become of a file on a disk."""
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 0xFF
+    return {"empty": b"", "cut": data[: len(data) // 2], "flipped": bytes(flipped), "a list": b"[]", "lost": None}
+
+
+@pytest.mark.parametrize("name", ["generator-train.arrow", "dataset_info.json", "cache-*.arrow"])
+def test_a_damaged_cache_is_made_anew(name, few_records, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    few_records.to_json(tmp_path / "records.jsonl")
+    view = training_dataset(load_records(tmp_path / "records.jsonl")).to_list()
+    (path,) = (tmp_path / "cache").rglob(name)
+    for kind, content in damaged(path.read_bytes()).items():
+        path.unlink() if content is None else path.write_bytes(content)
+        records = load_records(tmp_path / "records.jsonl")
+        assert records.to_list() == few_records.to_list(), kind
+        assert training_dataset(records).to_list() == view, kind
+
+
+def test_a_sound_cache_is_kept(few_records, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    few_records.to_json(tmp_path / "records.jsonl")
+    first, second = (load_records(tmp_path / "records.jsonl") for _ in range(2))
+    assert first.cache_files == second.cache_files
+    (path,) = (tmp_path / "cache").rglob("*.arrow")
+    before = path.stat().st_mtime_ns
+    load_records(tmp_path / "records.jsonl")
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_column_that_no_record_has_need_not_be_read(few_records, tmp_path):
+    table = pyarrow.Table.from_pylist(few_records.to_list())
+    table = table.append_column("when", pyarrow.array([1] * 4, pyarrow.timestamp("us", tz="Nowhere/X")))
+    pyarrow.parquet.write_table(table, tmp_path / "records.parquet")
+    assert load_records(tmp_path / "records.parquet").to_list() == few_records.to_list()
 
 
 def test_the_training_view_has_the_three_aligned_rows(few_records):
