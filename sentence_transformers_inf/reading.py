@@ -99,12 +99,25 @@ def read_table(path: Path, columns: Container[str] | None = None) -> Iterator[tu
     return _json_rows(path) if ending == ".json" else read_json_lines(path)
 
 
+def text_in(row: dict[str, Any], column: str, where: str) -> str:
+    """The text in a column of a row; empty where there is none.
+
+    Raises:
+        RecordError: There is something else in it.
+    """
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        found = f"{where}, column {column!r}: expected text, got {type(value).__name__}"
+        raise RecordError(f"{found}; mend the row, or take it out")
+    return value or ""
+
+
 def read_beir_texts(path: Path) -> Iterator[tuple[str, str, str]]:
     """(place, id, text) of the queries or the corpus in BEIR's layout, the title before the text if there is one."""
     for where, row in read_json_lines(path):
         if row.get("_id") is None or not isinstance(row.get("text"), str):
             raise RecordError(f"{where}: expected the columns '_id' and 'text'")
-        yield where, str(row["_id"]), f"{row.get('title') or ''} {row['text']}".strip()
+        yield where, str(row["_id"]), f"{text_in(row, 'title', where)} {row['text']}".strip()
 
 
 def read_qrels(path: Path) -> Iterator[tuple[str, str, str, float]]:

@@ -49,6 +49,7 @@ def _stream(table) -> bytes:
 def _tables(folder, records):
     good = _lines(records)
     first, second, _ = records
+    promptriever = {"only_instruction": "Be short.", "only_query": "why", "positive_passages": [{"text": "because"}]}
     texts = {
         "records.jsonl": good,
         "empty.jsonl": "",
@@ -83,6 +84,10 @@ def _tables(folder, records):
         "blank.txt": " \n\n",
         "untexted.jsonl": '{"body": "a"}\n{"body": "b"}\n',
         "empty-text.jsonl": '{"text": "a"}\n{"text": " "}\n',
+        "number-text.jsonl": '{"text": "a"}\n{"text": 5}\n',
+        "title.jsonl": '{"text": "a"}\n{"text": "b", "title": {"x": 1}}\n',
+        "number-pairs.jsonl": '{"query": 5, "passage": "because"}\n',
+        "promptriever.jsonl": _lines([promptriever, {**promptriever, "positive_passages": 5}]),
         "file": "x",
         "table.xlsx": "x",
         "[b].jsonl": "{",
@@ -218,6 +223,7 @@ def _others(folder, records):
         "e-text": [{"text": text, "embedding": ["a", "b"]} for text in distinct],
         "e-uneven": [{"text": text, "embedding": [0.5] * row} for row, text in enumerate(distinct, start=1)],
         "e-narrow": [{"text": text, "embedding": [row, 1.0]} for row, text in enumerate(distinct)],
+        "e-list": [{"text": [text], "embedding": vector} for text in distinct],
         "e-empty": [{"text": text, "embedding": [0.5][:0]} for text in distinct],
     }
     for name, rows in tables.items():

@@ -23,7 +23,6 @@ RECORDS = [
     ("deep.jsonl", "deep.jsonl, row 1", "flatten it"),
     ("digits.jsonl", "digits.jsonl, row 1", "write it as text"),
     ("nan.jsonl", "nan.jsonl, row 1", "write null"),
-    ("key-twice.jsonl", "key-twice.jsonl, row 1", "two keys 'document'"),
     ("surrogate.jsonl", "surrogate.jsonl, row 1", "take it out"),
     ("missing.jsonl", "missing.jsonl, row 1", "'document' is missing"),
     ("null.jsonl", "null.jsonl, row 2, column 'document'", "mend the row"),
@@ -49,8 +48,6 @@ RECORDS = [
     ("cut.parquet", "cut.parquet", "copy it again"),
     ("flip.parquet", "flip.parquet", "copy it again"),
     ("text.parquet", "text.parquet", "copy it again"),
-    ("column-twice.parquet", "column-twice.parquet", "two columns 'document'; rename one"),
-    ("column-twice.arrow", "column-twice.arrow", "two columns 'document'; rename one"),
     ("empty.parquet", "empty.parquet", "copy it again"),
     ("dangling.jsonl", "dangling.jsonl", "check the path"),
     ("none.jsonl", "none.jsonl", "check the path"),
@@ -68,6 +65,9 @@ RECORDS = [
     ("saved-dict", "saved-dict", "save it again"),
     ("snapshot", "snapshot: the folder holds no .jsonl", "load_dataset reads none"),
     ("beir", "beir", "inf-ir build --pairs beir"),
+    ("key-twice.jsonl", "key-twice.jsonl, row 1", "two keys 'document'"),
+    ("column-twice.parquet", "column-twice.parquet", "two columns 'document'; rename one"),
+    ("column-twice.arrow", "column-twice.arrow", "two columns 'document'; rename one"),
 ]
 """What is no InF-IR records: its name, what the line says of it, and of the remedy."""
 
@@ -205,6 +205,8 @@ ROWS = [
                 ("empty.jsonl", "at least two"),
                 ("untexted.jsonl", "expected a column text"),
                 ("empty-text.jsonl", "take the row out"),
+                ("number-text.jsonl", "row 2, column 'text': expected text, got int"),
+                ("title.jsonl", "row 2, column 'title': expected text, got dict"),
                 ("none.txt", "check the path"),
                 ("empty-folder", "check the path"),
                 ("file", "expected a .jsonl"),
@@ -256,6 +258,7 @@ ROWS = [
                 ("e-text.parquet", "expected as many numbers"),
                 ("e-uneven.parquet", "expected as many numbers"),
                 ("e-empty.parquet", "embed it again"),
+                ("e-list.parquet", "column 'text': expected text, got list"),
                 ("e-narrow.parquet", "2 dimensions"),
                 ("e-lacks.parquet", "no embedding of the passage"),
                 ("flip.parquet", "again"),
@@ -309,6 +312,7 @@ ROWS = [
             ("header.csv", "header.csv: there are no pairs", "name other --pairs"),
             ("other.csv", "'query'", "--query-column"),
             ("ragged.csv", "ragged.csv, row 1", "double quotes"),
+            ("number-pairs.jsonl", "number-pairs.jsonl, row 1, column 'query'", "expected text, got int"),
             ("blank-cell.csv", "blank-cell.csv, row 2, column 'passage'", "empty"),
             ("surrogate.jsonl", "surrogate.jsonl, row 1", "take it out"),
             ("deep.jsonl", "deep.jsonl, row 1", "flatten"),
@@ -550,6 +554,10 @@ ROWS = [
     ("inf-ir check records.jsonl --against deep.jsonl", "deep.jsonl, row 1", "flatten"),
     ("inf-ir analyze records.jsonl --output out --compare none.jsonl", "none.jsonl", "check the path"),
     ("inf-ir analyze same.jsonl --output out", "same.jsonl, row 1", "the same as"),
+    ("inf-ir analyze header.csv --output out", "header.csv: there are no records", "name other data"),
+    ("inf-ir analyze promptriever.jsonl --output out", "promptriever.jsonl, row 2", "expected a list of passages"),
+    (f"inf-ir analyze records.jsonl --output out --limit {10**30}", "--limit", "less than or equal to"),
+    (f"inf-ir judge records.jsonl --model m --labels out.jsonl --limit {10**30}", "--limit", "less than or equal to"),
     ("inf-ir analyze records.jsonl --output out --sample 1", "--sample", "greater than or equal to 2"),
     ("inf-ir analyze records.jsonl --output out --limit 0", "--limit", "greater than or equal to 1"),
     ("inf-ir analyze records.jsonl --output out --seed 4294967296", "--seed", "less than or equal"),
@@ -565,8 +573,8 @@ ROWS = [
     *(
         (f"inf-ir build --pairs pairs.csv --output out {{build}} --{option} {value}", f"--{option}", "")
         for option, values in (
-            ("limit", ("0", "-5", "x")),
-            ("sample", ("0", "1.5")),
+            ("limit", ("0", "-5", "x", 10**30)),
+            ("sample", ("0", "1.5", 10**30)),
             ("seed", ("-1", "x")),
             ("temperature", ("nan", "-1", "3", "inf")),
             ("max-passage-words", ("0",)),

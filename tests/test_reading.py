@@ -226,6 +226,11 @@ def test_settings_are_read_as_other_texts(tmp_path):
             read_yaml(path)
 
 
+def test_every_text_of_an_evaluation_set_is_read_however_deep(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"a": ' + "[" * 700 + '"deep"' + "]" * 700 + ', "b": [{"c": "x", "d": 1}, "y"]}')
+    assert read_evaluation_texts([str(path)]) == ["deep", "x", "y"]
+
+
 def test_labels_and_vectors_come_in_any_table(tmp_path):
     rows = [{"item": "1", "annotator": "ann", "label": "x;y"}, {"item": "2", "annotator": "ann", "label": "z"}]
     path = write(tmp_path / "labels.csv.gz", BOM + as_csv(rows, ";"))
@@ -236,6 +241,9 @@ def test_labels_and_vectors_come_in_any_table(tmp_path):
     write(path, "".join(json.dumps(row) + "\n" for row in (vectors[0], {"text": "b", "embedding": [1]})))
     with pytest.raises(ValueError, match=r"row 2, column 'embedding'"):
         read_passage_embeddings(path, ["a", "b"])
+    write(path, json.dumps({"text": "a", "embedding": [[1], [1, 2]]}))
+    with pytest.raises(ValueError, match=r"row 1, column 'embedding': expected as many numbers"):
+        read_passage_embeddings(path, ["a"])
 
 
 def test_topics_are_read_as_other_tables(tmp_path):

@@ -19,7 +19,7 @@ from sentence_transformers_inf.records import (
     ROW_COLUMNS,
     record_splits,
 )
-from tests.other_corpora import FOLLOWIR, PROMPTRIEVER
+from tests.other_corpora import FOLLOWIR, PROMPTRIEVER, passage
 
 
 def record(**changes):
@@ -225,6 +225,34 @@ def test_other_data_are_refused_by_their_columns(tmp_path):
     Dataset.from_list(PROMPTRIEVER[:1]).to_parquet(tmp_path / "bare.parquet")
     with pytest.raises(RecordError, match="no row with an instruction"):
         load_rows(tmp_path / "bare.parquet")
+
+
+@pytest.mark.parametrize(
+    ("good", "change", "message"),
+    [
+        (PROMPTRIEVER[2], {"positive_passages": ...}, ": the column 'positive_passages' is missing; it has "),
+        (PROMPTRIEVER[2], {"only_instruction": ...}, ": the column 'only_instruction' is missing; it has "),
+        (PROMPTRIEVER[2], {"positive_passages": 5}, ", column 'positive_passages': expected a list of passages, got int"),
+        (PROMPTRIEVER[2], {"positive_passages": ["a"]}, ", column 'positive_passages': expected passages with title and"),
+        (PROMPTRIEVER[2], {"positive_passages": [passage("a", 5)]}, ", column 'title': expected text, got int"),
+        (PROMPTRIEVER[2], {"positive_passages": [passage(None)]}, ", column 'positive_passages': the first passage has no"),
+        (PROMPTRIEVER[2], {"new_negatives": 5}, ", column 'new_negatives': expected a list of passages, got int"),
+        (PROMPTRIEVER[2], {"negative_passages": {}}, ", column 'negative_passages': expected a list of passages, got dict"),
+        (PROMPTRIEVER[2], {"only_instruction": 5}, ", column 'only_instruction': expected text, got int"),
+        (PROMPTRIEVER[2], {"only_query": None}, ", column 'only_query': the value is null"),
+        (FOLLOWIR[0], {"query": ...}, ": the column 'query' is missing; it has "),
+        (FOLLOWIR[0], {"label": ...}, ": the column 'label' is missing; it has "),
+        (FOLLOWIR[0], {"document": ["a"]}, ", column 'document': expected text, got list"),
+    ],
+)
+def test_a_row_of_other_data_is_refused_by_its_column(good, change, message, tmp_path):
+    row = {name: value for name, value in (good | change).items() if value is not ...}
+    path = write(tmp_path / "rows.jsonl", [good, row])
+    with pytest.raises(RecordError) as error:
+        load_rows(path)
+    assert str(error.value).startswith(f"{path}, row 2{message}" if message[0] == ":" else f"{path}, row 2, column ")
+    assert message in str(error.value)
+    assert str(error.value).endswith("; mend the row, or take it out")
 
 
 def test_training_data_are_records_or_rows(tmp_path, few_records):
