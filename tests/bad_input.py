@@ -116,6 +116,8 @@ def _tables(folder, records):
     (folder / "empty.parquet").write_bytes(b"")
     (folder / "folder.jsonl").mkdir()
     os.symlink("nowhere.jsonl", folder / "dangling.jsonl")
+    os.symlink("nowhere/x.json", folder / "dangling-output.json")
+    os.symlink("/dev/full", folder / "full.json")
 
 
 def _folders(folder, records):

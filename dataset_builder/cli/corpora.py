@@ -75,9 +75,11 @@ def check(
     ] = None,
 ) -> None:
     """Check records before publishing: schema, duplicates, leakage, overlap of splits, evaluation texts."""
+    from sentence_transformers_inf.recipe import write_whole
+
     report = check_source(data, against or [])
     if json_file is not None:
-        json_file.write_text(json.dumps(vars(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(json_file, json.dumps(vars(report), indent=2, ensure_ascii=False) + "\n")
     title = f"{data}: {sum(report.records.values())} records"
     table = Table("finding", ">records", "", "the first", title=title)
     for kind, found in (("error", report.errors), ("warning", report.warnings)):
