@@ -39,6 +39,12 @@ def format_of(path: str | Path) -> str:
     return path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
+def endings_of(path: str | Path) -> str:
+    """All of a file's name that says how it is read, in lower case: ``.jsonl.gz`` of ``A.B.JSONL.gz``."""
+    ending = Path(path).suffix.lower()
+    return format_of(path) + (ending if ending in COMPRESSIONS else "")
+
+
 def is_table(path: str | Path) -> bool:
     """Whether :func:`read_table` reads files of this name."""
     return format_of(path) in FORMATS
