@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Container, Iterator
 from itertools import chain
 from pathlib import Path
@@ -95,6 +96,8 @@ def read_table(path: Path, columns: Container[str] | None = None) -> Iterator[tu
         OSError: The file cannot be opened.
     """
     ending = format_of(path)
+    if os.fsencode(path).decode(errors="replace") != str(path):
+        raise RecordError(f"{str(path)!r}: the name is not UTF-8; rename the file")
     if ending not in FORMATS:
         kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise RecordError(f"{path}: expected a {kinds} file; text may be compressed as {' or '.join(COMPRESSIONS)}")

@@ -4,6 +4,7 @@ A record is three aligned rows, (q+, I+, d+), (q+, I-, d1) and (q-, I+, d2), eac
 (Zhuang et al. 2025, arXiv:2505.21439, §3). Column names are those of the published dataset, ``InF-IR/InF-IR``.
 """
 
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -33,7 +34,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from sentence_transformers_inf.compat import HTTPError
-from sentence_transformers_inf.generated import Versions, generated
+from sentence_transformers_inf.generated import Versions, generated, sound
 from sentence_transformers_inf.reading import COMPRESSIONS, FORMATS, RecordError, find_file, format_of, is_table, read_table
 
 QUERY_COLUMNS = ("query_positive", "query_negative")
@@ -77,6 +78,7 @@ TRAINING_COLUMNS = ("instructed_query", "poisoned_instruction", "poisoned_query"
 ROW_COLUMNS = ("instruction", "query", "passage", "negative")
 """The columns of the rows of other corpora; see :mod:`~sentence_transformers_inf.corpora`."""
 
+_ANEW = "reuse_cache_if_exists"  # for datasets: make a dataset again, of the files that were downloaded
 _AT = " @ "
 """Between a source and its revision."""
 
@@ -266,8 +268,11 @@ def _find(source: str | Path, split: str | None, stream: bool = False) -> tuple[
     """A split of a source, with its name for messages."""
     name, parts = _locate(source)
     if parts is None:
+        of_split = functools.partial(load_dataset, name, split=_choose_split(name, record_splits(source), split))
         try:
-            data = load_dataset(name, split=_choose_split(name, record_splits(source), split), streaming=stream)
+            data = (
+                of_split(streaming=True) if stream else sound(lambda anew: of_split(download_mode=_ANEW if anew else None))
+            )
         except DatasetGenerationError as error:
             raise RecordError(f"{name}: {error.__cause__ or error}") from error
         return name if split is None else f"{name} ({split})", data

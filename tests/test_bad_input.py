@@ -258,7 +258,6 @@ ROWS = [
                 ("e-text.parquet", "expected as many numbers"),
                 ("e-uneven.parquet", "expected as many numbers"),
                 ("e-empty.parquet", "embed it again"),
-                ("e-list.parquet", "column 'text': expected text, got list"),
                 ("e-narrow.parquet", "2 dimensions"),
                 ("e-lacks.parquet", "no embedding of the passage"),
                 ("flip.parquet", "again"),
@@ -268,6 +267,7 @@ ROWS = [
                 ("none.npy", "check the path"),
                 ("none.parquet", "check the path"),
                 ("file", "expected a"),
+                ("e-list.parquet", "column 'text': expected text, got list"),
             )
         )
         for command in (OF_VECTORS[number % 2],)

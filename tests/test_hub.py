@@ -84,6 +84,14 @@ def test_load_records_reads_what_was_published(connected, mini_on_hub):
     assert streamed.to_list() == load_rows(mini_on_hub, "validation").to_list()[:4]
 
 
+@pytest.mark.parametrize("content", [b"", b"ARROW1", None])
+def test_a_damaged_cache_of_a_published_dataset_is_made_anew(content, connected, mini_on_hub):
+    before = load_records(mini_on_hub, "validation").to_list()
+    for path in list(datasets.config.HF_DATASETS_CACHE.rglob("*.arrow")):
+        path.unlink() if content is None else path.write_bytes(content)
+    assert load_records(mini_on_hub, "validation").to_list() == before
+
+
 def test_the_published_card_parses_and_its_snippet_runs(connected, mini_on_hub):
     card = DatasetCard.load(mini_on_hub)
     card.validate()
