@@ -331,7 +331,7 @@ def _saved(folder: Path) -> dict[str, list[Path]]:
     """What ``save_to_disk`` wrote."""
     try:
         data = load_from_disk(str(folder))
-    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pyarrow.ArrowException) as error:
         raise RecordError(f"{folder}: cannot be read as save_to_disk writes it ({error!r}); save it again") from error
     splits = {str(data.split or "train"): data} if isinstance(data, Dataset) else data
     return {name: [Path(file["filename"]) for file in split.cache_files] for name, split in splits.items()}

@@ -128,6 +128,7 @@ def _folders(folder, records):
         "both-tables": {"train.jsonl": _lines(records), "train.parquet": "x"},
         "pictures": {"cat.png": "x"},
         "saved": {"state.json": "{}", "dataset_info.json": "{}"},
+        "saved-number": {"state.json": "5", "dataset_info.json": "5"},
         "saved-dict": {"dataset_dict.json": '{"splits": ["train"]}'},
         "snapshot": {"README.md": "---\nconfigs: [\n---\n", "a.jsonl": _lines(records)},
         "beir": {"queries.jsonl": '{"_id": "q", "text": "why"}\n', "corpus.jsonl": '{"_id": "p", "text": "sky"}\n'},

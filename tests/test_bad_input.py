@@ -66,6 +66,7 @@ RECORDS = [
     ("snapshot", "snapshot: the folder holds no .jsonl", "load_dataset reads none"),
     ("beir", "beir", "inf-ir build --pairs beir"),
     ("key-twice.jsonl", "key-twice.jsonl, row 1", "two keys 'document'"),
+    ("saved-number", "saved-number", "save it again"),
     ("column-twice.parquet", "column-twice.parquet", "two columns 'document'; rename one"),
     ("column-twice.arrow", "column-twice.arrow", "two columns 'document'; rename one"),
 ]
