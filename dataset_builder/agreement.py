@@ -13,6 +13,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from sentence_transformers_inf.escaping import visible
 from sentence_transformers_inf.reading import read_table
+from sentence_transformers_inf.recipe import replacing
 
 _RESAMPLES = 1000
 
@@ -122,4 +123,5 @@ def draw_chart(entries: Sequence[Agreement], humans: Sequence[str], path: Path) 
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("average pairwise Cohen's κ with the human annotators, 95% interval")
         axes.set_xlim(min(0.0, float(values.min()) - 0.1), 1)
-        figure.savefig(path, dpi=150)
+        with replacing(path) as part:
+            figure.savefig(part, dpi=150, format=path.suffix[1:])

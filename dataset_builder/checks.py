@@ -98,10 +98,14 @@ def read_evaluation_texts(sources: Sequence[str]) -> list[str]:
 
 
 def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for item in inside for text in _strings(item)]
+    texts, rest = [], [value]  # no recursion: a value may be nested deep
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            texts.append(value)
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        rest += reversed(list(inside))
+    return texts
 
 
 def _mteb_texts(name: str) -> list[str]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dataset_builder.quality import words
 from sentence_transformers_inf.escaping import visible
+from sentence_transformers_inf.recipe import replacing, write_whole
 
 KINDS = {"instructions": ("instruction",), "queries": ("query",), "passages": ("passage", "negative")}
 """The kinds of text of a corpus, and their columns in its rows."""
@@ -169,7 +170,8 @@ def draw_map(embeddings: Embeddings, paths: Sequence[Path], seed: int = 0) -> No
         if len(names) > 1:
             figure.legend(handles, names, loc="outside lower center", ncols=len(names), markerscale=3, frameon=False)
         for path in paths:
-            figure.savefig(path, dpi=150)
+            with replacing(path) as part:
+                figure.savefig(part, dpi=150, format=path.suffix[1:])
 
 
 def write_report(
@@ -193,9 +195,9 @@ def write_report(
                 measures["ngrams"][n] |= {"distinct_n": counts.distinct_share, "ingf": frequency}
             report[kind][name] = measures
     text = json.dumps({"model": model, "diversity": report}, indent=2, allow_nan=False) + "\n"
-    (folder / "report.json").write_text(text, encoding="utf-8")
+    write_whole(folder / "report.json", text)
     draw_map(embeddings, [folder / "map.png", folder / "map.svg"], seed)
     template = importlib.resources.files("dataset_builder") / "diversity.html"
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template.read_text(encoding="utf-8"))
     picture = base64.b64encode((folder / "map.png").read_bytes()).decode()
-    (folder / "report.html").write_text(page.render(model=model, found=found, picture=picture), encoding="utf-8")
+    write_whole(folder / "report.html", page.render(model=model, found=found, picture=picture))

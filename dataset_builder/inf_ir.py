@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa
 
 from dataset_builder.quality import normalised
-from sentence_transformers_inf.reading import parquet_batches
+from sentence_transformers_inf.reading import RecordError, parquet_batches
 from sentence_transformers_inf.records import FEATURES
 
 KEPT_FEATURES = datasets.Features({name: value for name, value in FEATURES.items() if name != "topic"})
@@ -43,6 +43,10 @@ def split_of(query: str) -> str:
             return name
         place -= share
     return "train"
+
+
+BUILD_AGAIN = "give the command of the build again"
+"""What mends a damaged file of a build."""
 
 
 class InFIR(datasets.GeneratorBasedBuilder):
@@ -90,9 +94,12 @@ class InFIR(datasets.GeneratorBasedBuilder):
         names = list(self.info.features)
         for path in files:
             first = 0
-            for batch in parquet_batches(path, names):
-                queries = batch.column("query_positive").to_pylist()
-                chosen = [row for row, query in enumerate(queries) if split is None or split_of(query) == split]
-                for row, record in zip(chosen, batch.take(pa.array(chosen, pa.int64())).to_pylist()):
-                    yield f"{Path(path).name}/{first + row}", record
-                first += len(queries)
+            try:
+                for batch in parquet_batches(path, names):
+                    queries = batch.column("query_positive").to_pylist()
+                    chosen = [row for row, query in enumerate(queries) if split is None or split_of(query) == split]
+                    for row, record in zip(chosen, batch.take(pa.array(chosen, pa.int64())).to_pylist()):
+                        yield f"{Path(path).name}/{first + row}", record
+                    first += len(queries)
+            except Exception as error:  # pyarrow raises all kinds for damage
+                raise RecordError(f"{path}: cannot be read ({error}): {BUILD_AGAIN}") from error

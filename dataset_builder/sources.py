@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers_inf.corpora import passage_of, read_passages
-from sentence_transformers_inf.reading import find_file, is_table, read_beir_texts, read_qrels, read_table
+from sentence_transformers_inf.reading import find_file, is_table, read_beir_texts, read_qrels, read_table, text_in
 
 MS_MARCO = "microsoft/ms_marco"
 """Hub id of MS MARCO; its configuration ``v2.1`` is read, and of each query the passages with ``is_selected``."""
@@ -97,7 +97,7 @@ def _pairs(source: str | Path, query_column: str, passage_column: str, split: st
         return _beir(path, split)
     if path.is_file():
         named = {query_column, passage_column}
-        _, first = next(read_table(path), ("", {}))
+        _, first = next(read_table(path, named), ("", {}))
         return _columns(read_table(path, {"id", *named} if named <= first.keys() else None), query_column, passage_column)
     if is_table(path) or path.is_absolute() or str(source).count("/") != 1:
         raise FileNotFoundError(f"{source}: no such file or folder; check the path")
@@ -126,7 +126,7 @@ def _columns(rows: Iterator[tuple[str, dict[str, Any]]], query_column: str, pass
             if column not in row:
                 others = ", ".join(map(str, row))
                 raise ValueError(f"{where}: there is no column {column!r}; it has {others} (see {option})")
-            if not isinstance(row[column], str) or not row[column].strip():
+            if not text_in(row, column, where).strip():
                 raise ValueError(f"{where}, column {column!r}: the text is missing or empty; mend the row, or take it out")
         identifier = number if row.get("id") is None else row["id"]
         yield Pair(str(identifier), row[query_column].strip(), row[passage_column].strip())

@@ -15,7 +15,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from sentence_transformers_inf.reading import RecordError, format_of, read_lines, read_table
+from sentence_transformers_inf.reading import RecordError, format_of, read_lines, read_table, text_in
 from sentence_transformers_inf.records import (
     PASSAGE_COLUMNS,
     REQUIRED_COLUMNS,
@@ -42,8 +42,10 @@ TEXT_COLUMNS = ("text", "passage", "document")
 HELD_OUT = 0.1
 """The share of records that :func:`hold_out` takes."""
 
-_PROMPTRIEVER_COLUMNS = {"only_instruction", "only_query", "positive_passages"}
-_FOLLOWIR_COLUMNS = {"instruction", "query", "document", "label"}
+_PROMPTRIEVER_COLUMNS = ("only_instruction", "only_query", "positive_passages")
+_FOLLOWIR_COLUMNS = ("instruction", "query", "document", "label")
+
+_MEND = "mend the row, or take it out"
 
 
 def load_rows(source: str | Path, split: str | None = None, limit: int | None = None) -> Dataset:
@@ -66,12 +68,14 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
     """
     name, rows = read_rows(source, split, stream=limit is not None)
     where, first = next(rows, (name, {}))
-    rows, columns = itertools.chain([(where, first)] if first else [], rows), set(first)
+    if not first:
+        raise RecordError(f"{name}: there are no records in it; name other data")
+    rows, columns = itertools.chain([(where, first)], rows), set(first)
     if set(REQUIRED_COLUMNS) <= columns:
         converted = _rows_of_records(rows)
-    elif columns >= _PROMPTRIEVER_COLUMNS:
+    elif columns.issuperset(_PROMPTRIEVER_COLUMNS):
         converted = _rows_of_promptriever(rows)
-    elif columns >= _FOLLOWIR_COLUMNS:
+    elif columns.issuperset(_FOLLOWIR_COLUMNS):
         converted = _rows_of_followir(rows)
     else:
         raise RecordError(
@@ -117,7 +121,7 @@ def load_training_data(source: str | Path, limit: int | None = None) -> tuple[Da
     splits = record_splits(source)
     split = "train" if "train" in splits else None
     columns = set(next(read_rows(source, split, stream=True)[1], ("", {}))[1])
-    if columns >= _PROMPTRIEVER_COLUMNS or columns >= _FOLLOWIR_COLUMNS:
+    if columns.issuperset(_PROMPTRIEVER_COLUMNS) or columns.issuperset(_FOLLOWIR_COLUMNS):
         return load_rows(source, split, limit), None
     records = load_records(source, split)
     records, validation = (records, load_records(source, "validation")) if "validation" in splits else hold_out(records)
@@ -183,25 +187,38 @@ def _rows_of_records(rows: Rows) -> Iterator[dict[str, str | None]]:
 
 
 def _rows_of_promptriever(rows: Rows) -> Iterator[dict[str, str | None]]:
-    def text(passage: Any, where: str) -> str:
-        if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
-            raise RecordError(f"{where}: a passage has no text")
-        title = passage.get("title") or ""
-        return f"{title} {passage['text']}" if title.strip(" -") else passage["text"]
-
     for where, row in rows:
-        instruction, passages = row["only_instruction"], row["positive_passages"]
-        if row.get("has_instruction", True) and instruction and passages:
+        _check_there(row, _PROMPTRIEVER_COLUMNS, where)
+        if not (row.get("has_instruction", True) and row["only_instruction"]):
+            continue
+        if (passage := _first_passage(row, "positive_passages", where)) is not None:
             _check_texts(row, ("only_instruction", "only_query"), where)
-            negatives = [*(row.get("new_negatives") or ()), *(row.get("negative_passages") or ())]
-            negative = text(negatives[0], where) if negatives else None
-            yield dict(zip(ROW_COLUMNS, (instruction, row["only_query"], text(next(iter(passages)), where), negative)))
+            negative = _first_passage(row, "new_negatives", where)
+            if negative is None:
+                negative = _first_passage(row, "negative_passages", where)
+            yield dict(zip(ROW_COLUMNS, (row["only_instruction"], row["only_query"], passage, negative)))
+
+
+def _first_passage(row: dict[str, Any], column: str, where: str) -> str | None:
+    """The text of the first passage in a column, its title before it; ``None`` where there is no passage."""
+    passages, where = row.get(column), f"{where}, column {column!r}"
+    if not isinstance(passages, list | None):
+        raise RecordError(f"{where}: expected a list of passages, got {type(passages).__name__}; {_MEND}")
+    if not passages:
+        return None
+    if not isinstance(passages[0], dict):
+        raise RecordError(f"{where}: expected passages with title and text, got {type(passages[0]).__name__}; {_MEND}")
+    if passages[0].get("text") is None:
+        raise RecordError(f"{where}: the first passage has no text; {_MEND}")
+    text, title = (text_in(passages[0], name, where) for name in ("text", "title"))
+    return f"{title} {text}" if title.strip(" -") else text
 
 
 def _rows_of_followir(rows: Rows) -> Iterator[dict[str, str | None]]:
     """Relevant documents of an instructed query, each with the next of its irrelevant ones."""
     groups: dict[tuple[str, str], tuple[list[str], list[str | None]]] = {}
     for where, row in rows:
+        _check_there(row, _FOLLOWIR_COLUMNS, where)
         _check_texts(row, ("instruction", "query", "document"), where)
         relevant = str(row.get("label")).strip().lower() in ("true", "1", "1.0")
         of_query = groups.setdefault((row["instruction"], row["query"]), ([], []))
@@ -211,10 +228,15 @@ def _rows_of_followir(rows: Rows) -> Iterator[dict[str, str | None]]:
             yield dict(zip(ROW_COLUMNS, (instruction, query, passage, negative)))
 
 
+def _check_there(row: dict[str, Any], columns: tuple[str, ...], where: str) -> None:
+    if missing := next((column for column in columns if column not in row), None):
+        raise RecordError(f"{where}: the column {missing!r} is missing; it has {', '.join(row)}; {_MEND}")
+
+
 def _check_texts(row: dict[str, Any], columns: tuple[str, ...], where: str) -> None:
     for column in columns:
-        if not isinstance(row.get(column), str):
-            raise RecordError(f"{where}, column {column!r}: expected text, got {type(row.get(column)).__name__}")
+        if not text_in(row, column, where) and row[column] is None:
+            raise RecordError(f"{where}, column {column!r}: the value is null; {_MEND}")
 
 
 @functools.cache
@@ -278,9 +300,10 @@ def passage_of(row: dict[str, Any], where: str) -> str:
     column = next((name for name in TEXT_COLUMNS if name in row), None)
     if column is None:
         raise ValueError(f"{where}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(row)}")
-    if not isinstance(row[column], str) or not row[column].strip():
+    text = text_in(row, column, where)
+    if not text.strip():
         raise ValueError(f"{where}, column {column!r}: the passage is empty; take the row out")
-    return f"{row.get('title') or ''} {row[column]}".strip()
+    return f"{text_in(row, 'title', where)} {text}".strip()
 
 
 def read_ids(source: str | Path, size: int) -> list[str]:

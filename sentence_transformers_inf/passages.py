@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from sentence_transformers_inf.modules import check_embeddings, read_array
 from sentence_transformers_inf.modules.fingerprint import embedding_settings, fingerprint
+from sentence_transformers_inf.reading import text_in
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, read_rows, record_splits
 
 _BLOCK = 1024
@@ -156,9 +157,12 @@ def _read_embeddings(source: str | Path, passages: Sequence[str]) -> NDArray[np.
         for column in ("text", "embedding"):
             if column not in row:
                 raise ValueError(f"{source}: the column {column!r} is missing; it has {', '.join(row)}")
-        if row["text"] not in missing:
+        if (text := text_in(row, "text", where)) not in missing:
             continue
-        vector = np.asarray(row["embedding"])
+        try:
+            vector = np.asarray(row["embedding"])
+        except ValueError:  # lists of several lengths
+            vector = np.empty((0, 0))
         if (
             vector.ndim != 1
             or not len(vector)
@@ -168,7 +172,7 @@ def _read_embeddings(source: str | Path, passages: Sequence[str]) -> NDArray[np.
             raise ValueError(f"{where}, column 'embedding': expected as many numbers as in the other rows: embed it again")
         if not vectors.shape[1]:
             vectors = np.empty((len(passages), len(vector)), np.float32)
-        vectors[missing.pop(row["text"])] = vector
+        vectors[missing.pop(text)] = vector
     if missing:
         raise ValueError(f"{source}: there is no embedding of the passage {next(iter(missing))[:60]!r}")
     return vectors

@@ -9,10 +9,11 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Container, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
@@ -25,6 +26,9 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 _DELIMITERS = ",;\t|"
 
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""The last bytes of an Arrow stream that was written to its end."""
+
 
 class RecordError(ValueError):
     """Data that cannot be read, or are not InF-IR records; the message names the source, the row and the column."""
@@ -34,6 +38,12 @@ def format_of(path: str | Path) -> str:
     """The ending of a file's name in lower case, without that of a compression: ``.jsonl`` of ``A.JSONL.gz``."""
     path = Path(str(path).lower())
     return path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+def endings_of(path: str | Path) -> str:
+    """All of a file's name that says how it is read, in lower case: ``.jsonl.gz`` of ``A.B.JSONL.gz``."""
+    ending = Path(path).suffix.lower()
+    return format_of(path) + (ending if ending in COMPRESSIONS else "")
 
 
 def is_table(path: str | Path) -> bool:
@@ -86,6 +96,8 @@ def read_table(path: Path, columns: Container[str] | None = None) -> Iterator[tu
         OSError: The file cannot be opened.
     """
     ending = format_of(path)
+    if os.fsencode(path).decode(errors="replace") != str(path):
+        raise RecordError(f"{str(path)!r}: the name is not UTF-8; rename the file")
     if ending not in FORMATS:
         kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise RecordError(f"{path}: expected a {kinds} file; text may be compressed as {' or '.join(COMPRESSIONS)}")
@@ -96,12 +108,25 @@ def read_table(path: Path, columns: Container[str] | None = None) -> Iterator[tu
     return _json_rows(path) if ending == ".json" else read_json_lines(path)
 
 
+def text_in(row: dict[str, Any], column: str, where: str) -> str:
+    """The text in a column of a row; empty where there is none.
+
+    Raises:
+        RecordError: There is something else in it.
+    """
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        found = f"{where}, column {column!r}: expected text, got {type(value).__name__}"
+        raise RecordError(f"{found}; mend the row, or take it out")
+    return value or ""
+
+
 def read_beir_texts(path: Path) -> Iterator[tuple[str, str, str]]:
     """(place, id, text) of the queries or the corpus in BEIR's layout, the title before the text if there is one."""
     for where, row in read_json_lines(path):
         if row.get("_id") is None or not isinstance(row.get("text"), str):
             raise RecordError(f"{where}: expected the columns '_id' and 'text'")
-        yield where, str(row["_id"]), f"{row.get('title') or ''} {row['text']}".strip()
+        yield where, str(row["_id"]), f"{text_in(row, 'title', where)} {row['text']}".strip()
 
 
 def read_qrels(path: Path) -> Iterator[tuple[str, str, str, float]]:
@@ -160,7 +185,7 @@ def _decoded(line: bytes, where: str) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_int=_whole_number)
+        value = json.loads(text, parse_constant=_refuse, parse_int=_whole_number, object_pairs_hook=_object_of)
         if "\\ud" in text.lower():  # only an escape can be half a character
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -175,6 +200,14 @@ def _parsed(text: str, where: str) -> Any:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON; write null")
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"there are two keys {next(key for key in keys if keys.count(key) > 1)!r}; rename one")
+    return found
 
 
 def _whole_number(digits: str) -> int:
@@ -234,27 +267,52 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _columnar_rows(path: Path, columns: Container[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
+    number, batches = 0, parquet_batches if format_of(path) == ".parquet" else arrow_batches
     with path.open("rb") as opened:
         try:
-            for batch in _batches(opened, format_of(path), columns):
+            for batch in batches(opened, columns):
                 for row in _batch_rows(batch):
                     number += 1
                     yield f"{path}, row {number}", row
-        except (pyarrow.ArrowException, OSError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        except RecordError:
+            raise
+        except Exception as error:  # pyarrow raises all kinds for damage
             place = f"{path}, row {number + 1}" if number or isinstance(error, UnicodeDecodeError) else str(path)
             raise RecordError(
                 f"{place}: cannot be read as {format_of(path)[1:]} ({error}); write or copy it again"
             ) from error
 
 
-def _batches(file: Any, ending: str, columns: Container[str] | None) -> Iterator[Any]:
-    if ending == ".parquet":
-        yield from parquet_batches(file, columns)
-        return
+def arrow_batches(file: BinaryIO, columns: Container[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
+    """The batches of an Arrow stream in order.
+
+    Each is checked before it is given: from a damaged one, values would be read from anywhere in memory. For damage,
+    pyarrow raises errors of all kinds.
+
+    Args:
+        file: It is open.
+        columns: Columns that are wanted; those it lacks are passed over. ``None``: all.
+
+    Raises:
+        ValueError: The stream is cut, at the end of a batch too.
+    """
     with pyarrow.ipc.open_stream(file) as stream:
-        names = [name for name in stream.schema.names if columns is None or name in columns]
-        yield from (batch.select(names) for batch in stream)
+        names = _wanted(file, stream.schema.names, columns)
+        for batch in stream:
+            part = batch.select(names)
+            part.validate(full=True)
+            yield part
+    file.seek(max(0, file.tell() - len(_END_OF_STREAM)))
+    if file.read() != _END_OF_STREAM:
+        raise ValueError("it is cut: the end of the stream is missing")
+
+
+def _wanted(file: Any, names: list[str], columns: Container[str] | None) -> list[str]:
+    """The names of the columns that are wanted, in the order of the file."""
+    wanted = [name for name in names if columns is None or name in columns]
+    if repeated := next((name for name in wanted if wanted.count(name) > 1), None):
+        raise RecordError(f"{getattr(file, 'name', file)}: there are two columns {repeated!r}; rename one")
+    return wanted
 
 
 def parquet_batches(file: Any, columns: Container[str] | None = None, rows: int = 1000) -> Iterator[pyarrow.RecordBatch]:
@@ -270,7 +328,7 @@ def parquet_batches(file: Any, columns: Container[str] | None = None, rows: int 
             damaged pages.
     """
     parquet = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-    names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
+    names = _wanted(file, parquet.schema_arrow.names, columns)
     found = 0
     for batch in parquet.iter_batches(rows, columns=names):
         found += len(batch)
@@ -286,3 +344,10 @@ def _batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
     except UnicodeDecodeError:  # Arrow does not say in which row
         for row in range(len(batch)):
             yield from batch.slice(row, 1).to_pylist()
+    except Exception:
+        for name, column in zip(batch.schema.names, batch.columns):
+            try:
+                column.to_pylist()
+            except Exception as error:
+                raise ValueError(f"column {name!r}, {type(error).__name__}: {error}") from error
+        raise

@@ -2,6 +2,7 @@
 in YAML."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -19,6 +20,9 @@ from sentence_transformers_inf.reading import RecordError, read_text
 RECIPE_FILE = "recipe.json"
 """The recipe's file in the output folder of a run; ``"finished": true`` once the model is saved beside it."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for a file."""
+
 LOCK_FILE = ".lock"
 """Locked in a folder while a command writes there. The file stays, the lock ends with the process."""
 
@@ -26,15 +30,23 @@ LOCK_FILE = ".lock"
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write to. The file takes the place of ``path``, on disk, when the block ends without an error: it is there
-    whole or not at all, whenever the process or the machine stops."""
+    whole or not at all, whenever the process or the machine stops.
+
+    Raises:
+        OSError: The file cannot be written, or the disk is full; it names ``path``.
+    """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")  # a name may have 255 bytes
     try:
         yield part
         _sync(part, os.O_RDWR)
         os.replace(part, path)
         with contextlib.suppress(PermissionError):  # Windows opens no folders
             _sync(path.parent, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in FULL or error.filename == str(part):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -64,6 +76,8 @@ def read_json(path: str | Path, kind: type = dict, keys: Iterable[str] = ()) -> 
     Raises:
         ValueError: It is damaged, something else, or lacks a key; the message names the file.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise ValueError(f"{path}: this is no file: restore the file")
     try:
         content = json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:

@@ -4,13 +4,14 @@ A record is three aligned rows, (q+, I+, d+), (q+, I-, d1) and (q-, I+, d2), eac
 (Zhuang et al. 2025, arXiv:2505.21439, §3). Column names are those of the published dataset, ``InF-IR/InF-IR``.
 """
 
+import functools
 import hashlib
 import importlib.resources
 import json
 import re
 import shlex
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,6 +34,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from sentence_transformers_inf.compat import HTTPError
+from sentence_transformers_inf.generated import Versions, generated, sound
 from sentence_transformers_inf.reading import COMPRESSIONS, FORMATS, RecordError, find_file, format_of, is_table, read_table
 
 QUERY_COLUMNS = ("query_positive", "query_negative")
@@ -76,6 +78,7 @@ TRAINING_COLUMNS = ("instructed_query", "poisoned_instruction", "poisoned_query"
 ROW_COLUMNS = ("instruction", "query", "passage", "negative")
 """The columns of the rows of other corpora; see :mod:`~sentence_transformers_inf.corpora`."""
 
+_ANEW = "reuse_cache_if_exists"  # for datasets: make a dataset again, of the files that were downloaded
 _AT = " @ "
 """Between a source and its revision."""
 
@@ -113,11 +116,13 @@ def load_records(source: str | Path, split: str | None = None) -> Dataset:
         FileNotFoundError: No such file, folder or Hub dataset.
     """
     name, part = _find(source, split)
-    where, first = next(_rows(name, part), (name, None))
+    where, first = next(_rows(name, part, FEATURES), (name, None))
+    if first is not None and not set(REQUIRED_COLUMNS) <= set(first):
+        where, first = next(_rows(name, part))  # all its columns, for the message
     if first is None:
         raise RecordError(f"{name}: there are no records in it; name other data")
     to_record(first, where)
-    data = _records_of(part) if isinstance(part, list) else _checked(part, name)
+    data = generated(_read_records, part, FEATURES) if isinstance(part, list) else _checked(part, name)
     unused = [column for column in OPTIONAL_COLUMNS if column in data.column_names and _is_null(data, column)]
     return with_source(data.remove_columns(unused), source)
 
@@ -263,8 +268,11 @@ def _find(source: str | Path, split: str | None, stream: bool = False) -> tuple[
     """A split of a source, with its name for messages."""
     name, parts = _locate(source)
     if parts is None:
+        of_split = functools.partial(load_dataset, name, split=_choose_split(name, record_splits(source), split))
         try:
-            data = load_dataset(name, split=_choose_split(name, record_splits(source), split), streaming=stream)
+            data = (
+                of_split(streaming=True) if stream else sound(lambda anew: of_split(download_mode=_ANEW if anew else None))
+            )
         except DatasetGenerationError as error:
             raise RecordError(f"{name}: {error.__cause__ or error}") from error
         return name if split is None else f"{name} ({split})", data
@@ -272,9 +280,9 @@ def _find(source: str | Path, split: str | None, stream: bool = False) -> tuple[
     return str(part[0]) if isinstance(part, list) and len(part) == 1 else name, part
 
 
-def _rows(name: str, part: list[Path] | Dataset | IterableDataset) -> Rows:
+def _rows(name: str, part: list[Path] | Dataset | IterableDataset, columns: Container[str] | None = None) -> Rows:
     if isinstance(part, list):
-        return chain.from_iterable(map(read_table, part))
+        return chain.from_iterable(read_table(path, columns) for path in part)
     return ((f"{name}, row {number}", row) for number, row in enumerate(part, start=1))
 
 
@@ -323,7 +331,7 @@ def _saved(folder: Path) -> dict[str, list[Path]]:
     """What ``save_to_disk`` wrote."""
     try:
         data = load_from_disk(str(folder))
-    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pyarrow.ArrowException) as error:
         raise RecordError(f"{folder}: cannot be read as save_to_disk writes it ({error!r}); save it again") from error
     splits = {str(data.split or "train"): data} if isinstance(data, Dataset) else data
     return {name: [Path(file["filename"]) for file in split.cache_files] for name, split in splits.items()}
@@ -349,16 +357,8 @@ def _choose_split(name: str, splits: list[str], split: str | None) -> str:
     return split
 
 
-def _records_of(paths: list[Path]) -> Dataset:
-    files = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)  # so that a cache is theirs
-    try:
-        return Dataset.from_generator(_read_records, features=FEATURES, gen_kwargs={"files": files})
-    except DatasetGenerationError as error:
-        raise (error.__cause__ or error) from None
-
-
-def _read_records(files: tuple[tuple[str, int, int], ...]) -> Iterator[dict[str, str | None]]:
-    for path, *_ in files:
+def _read_records(versions: Versions) -> Iterator[dict[str, str | None]]:
+    for path, *_ in versions:
         for where, row in read_table(Path(path), FEATURES):
             yield to_record(row, where)
 

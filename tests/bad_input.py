@@ -40,9 +40,17 @@ def _lines(rows) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def _stream(table) -> bytes:
+    file = io.BytesIO()
+    with pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return file.getvalue()
+
+
 def _tables(folder, records):
     good = _lines(records)
     first, second, _ = records
+    promptriever = {"only_instruction": "Be short.", "only_query": "why", "positive_passages": [{"text": "because"}]}
     texts = {
         "records.jsonl": good,
         "empty.jsonl": "",
@@ -53,6 +61,7 @@ def _tables(folder, records):
         "deep.jsonl": "[" * 50_000 + "\n",
         "digits.jsonl": json.dumps(first)[:-1] + f', "topic": {"9" * 5000}}}\n',
         "nan.jsonl": json.dumps(first)[:-1] + ', "topic": NaN}\n',
+        "key-twice.jsonl": json.dumps(first)[:-1] + ', "document": "another"}\n',
         "surrogate.jsonl": _lines([{**first, "document": "half \ud83d"}]),
         "missing.jsonl": _lines([{key: value for key, value in first.items() if key != "document"}]),
         "null.jsonl": _lines([first, {**second, "document": None}]),
@@ -76,6 +85,10 @@ def _tables(folder, records):
         "blank.txt": " \n\n",
         "untexted.jsonl": '{"body": "a"}\n{"body": "b"}\n',
         "empty-text.jsonl": '{"text": "a"}\n{"text": " "}\n',
+        "number-text.jsonl": '{"text": "a"}\n{"text": 5}\n',
+        "title.jsonl": '{"text": "a"}\n{"text": "b", "title": {"x": 1}}\n',
+        "number-pairs.jsonl": '{"query": 5, "passage": "because"}\n',
+        "promptriever.jsonl": _lines([promptriever, {**promptriever, "positive_passages": 5}]),
         "file": "x",
         "table.xlsx": "x",
         "[b].jsonl": "{",
@@ -95,9 +108,17 @@ def _tables(folder, records):
     parquet[len(parquet) // 3] ^= 0xFF
     (folder / "flip.parquet").write_bytes(parquet)
     (folder / "text.parquet").write_text(good)
+    columns = pyarrow.Table.from_pylist(records)
+    columns = columns.append_column("document", columns.column("document"))
+    pyarrow.parquet.write_table(columns, folder / "column-twice.parquet")
+    (folder / "column-twice.arrow").write_bytes(_stream(columns))
+    texts = pyarrow.table({"text": ["the sky is blue", "the sea is wide"]})
+    (folder / "cut.arrow").write_bytes(_stream(texts)[:-8])  # after the last batch
     (folder / "empty.parquet").write_bytes(b"")
     (folder / "folder.jsonl").mkdir()
     os.symlink("nowhere.jsonl", folder / "dangling.jsonl")
+    os.symlink("nowhere/x.json", folder / "dangling-output.json")
+    os.symlink("/dev/full", folder / "full.json")
 
 
 def _folders(folder, records):
@@ -108,6 +129,7 @@ def _folders(folder, records):
         "both-tables": {"train.jsonl": _lines(records), "train.parquet": "x"},
         "pictures": {"cat.png": "x"},
         "saved": {"state.json": "{}", "dataset_info.json": "{}"},
+        "saved-number": {"state.json": "5", "dataset_info.json": "5"},
         "saved-dict": {"dataset_dict.json": '{"splits": ["train"]}'},
         "snapshot": {"README.md": "---\nconfigs: [\n---\n", "a.jsonl": _lines(records)},
         "beir": {"queries.jsonl": '{"_id": "q", "text": "why"}\n', "corpus.jsonl": '{"_id": "p", "text": "sky"}\n'},
@@ -205,6 +227,7 @@ def _others(folder, records):
         "e-text": [{"text": text, "embedding": ["a", "b"]} for text in distinct],
         "e-uneven": [{"text": text, "embedding": [0.5] * row} for row, text in enumerate(distinct, start=1)],
         "e-narrow": [{"text": text, "embedding": [row, 1.0]} for row, text in enumerate(distinct)],
+        "e-list": [{"text": [text], "embedding": vector} for text in distinct],
         "e-empty": [{"text": text, "embedding": [0.5][:0]} for text in distinct],
     }
     for name, rows in tables.items():

@@ -65,6 +65,10 @@ RECORDS = [
     ("saved-dict", "saved-dict", "save it again"),
     ("snapshot", "snapshot: the folder holds no .jsonl", "load_dataset reads none"),
     ("beir", "beir", "inf-ir build --pairs beir"),
+    ("key-twice.jsonl", "key-twice.jsonl, row 1", "two keys 'document'"),
+    ("saved-number", "saved-number", "save it again"),
+    ("column-twice.parquet", "column-twice.parquet", "two columns 'document'; rename one"),
+    ("column-twice.arrow", "column-twice.arrow", "two columns 'document'; rename one"),
 ]
 """What is no InF-IR records: its name, what the line says of it, and of the remedy."""
 
@@ -218,12 +222,15 @@ ROWS = [
                 ("empty.jsonl", "at least two"),
                 ("untexted.jsonl", "expected a column text"),
                 ("empty-text.jsonl", "take the row out"),
+                ("number-text.jsonl", "row 2, column 'text': expected text, got int"),
+                ("title.jsonl", "row 2, column 'title': expected text, got dict"),
                 ("none.txt", "check the path"),
                 ("empty-folder", "check the path"),
                 ("file", "expected a .jsonl"),
                 ("cut.jsonl.gz", "copy it again"),
                 ("utf16.jsonl", "UTF-8"),
                 ("flip.parquet", "again"),
+                ("cut.arrow", "again"),
                 ("deep.jsonl", "flatten it"),
                 ("folder.jsonl", "check the path"),
             )
@@ -280,6 +287,7 @@ ROWS = [
                 ("none.npy", "check the path"),
                 ("none.parquet", "check the path"),
                 ("file", "expected a"),
+                ("e-list.parquet", "column 'text': expected text, got list"),
             )
         )
         for command in (OF_VECTORS[number % 2],)
@@ -309,6 +317,13 @@ ROWS = [
     ("inf-embed evaluate model --json file/x.json", "no folder file", "make it, or name another"),
     ("inf-embed evaluate model --json /proc/x.json", "/proc", "name another place"),
     ("inf-embed evaluate model --benchmark narratives --output file", "file is a file", "name another"),
+    ("inf-embed evaluate model --json dangling-output.json", "there is no folder", "make it, or name another"),
+    ("inf-embed evaluate model --json full.json", "/dev/full is a device", "name a file"),
+    ("inf-embed passages --output full.json", "/dev/full is a device", "name a file"),
+    ("inf-ir check records.jsonl --json full.json", "/dev/full is a device", "name a file"),
+    ("inf-embed evaluate model --data 'b\udcff.jsonl'", r"'b\udcff.jsonl' is not UTF-8", "rename a file"),
+    ("inf-ir check 'b\udcff.jsonl'", r"'b\udcff.jsonl' is not UTF-8", "rename a file"),
+    ("inf-embed search model --corpus two.txt --query 'a\udcff'", r"'a\udcff' is not UTF-8", "write it in UTF-8"),
     ("inf-embed passages --output empty-folder", "empty-folder is a folder", "name a file"),
     ("inf-embed ablate a-argument.yaml --output file", "file is a file", "name another"),
     ("inf-ir build --pairs pairs.csv --output file {build}", "file is a file", "name another"),
@@ -326,6 +341,7 @@ ROWS = [
             ("header.csv", "header.csv: there are no pairs", "name other --pairs"),
             ("other.csv", "'query'", "--query-column"),
             ("ragged.csv", "ragged.csv, row 1", "double quotes"),
+            ("number-pairs.jsonl", "number-pairs.jsonl, row 1, column 'query'", "expected text, got int"),
             ("blank-cell.csv", "blank-cell.csv, row 2, column 'passage'", "empty"),
             ("surrogate.jsonl", "surrogate.jsonl, row 1", "take it out"),
             ("deep.jsonl", "deep.jsonl, row 1", "flatten"),
@@ -569,6 +585,10 @@ ROWS = [
     ("inf-ir check records.jsonl --against deep.jsonl", "deep.jsonl, row 1", "flatten"),
     ("inf-ir analyze records.jsonl --output out --compare none.jsonl", "none.jsonl", "check the path"),
     ("inf-ir analyze same.jsonl --output out", "same.jsonl, row 1", "the same as"),
+    ("inf-ir analyze header.csv --output out", "header.csv: there are no records", "name other data"),
+    ("inf-ir analyze promptriever.jsonl --output out", "promptriever.jsonl, row 2", "expected a list of passages"),
+    (f"inf-ir analyze records.jsonl --output out --limit {10**30}", "--limit", "less than or equal to"),
+    (f"inf-ir judge records.jsonl --model m --labels out.jsonl --limit {10**30}", "--limit", "less than or equal to"),
     ("inf-ir analyze records.jsonl --output out --sample 1", "--sample", "greater than or equal to 2"),
     ("inf-ir analyze records.jsonl --output out --limit 0", "--limit", "greater than or equal to 1"),
     ("inf-ir analyze records.jsonl --output out --seed 4294967296", "--seed", "less than or equal"),
@@ -584,8 +604,8 @@ ROWS = [
     *(
         (f"inf-ir build --pairs pairs.csv --output out {{build}} --{option} {value}", f"--{option}", "")
         for option, values in (
-            ("limit", ("0", "-5", "x")),
-            ("sample", ("0", "1.5")),
+            ("limit", ("0", "-5", "x", 10**30)),
+            ("sample", ("0", "1.5", 10**30)),
             ("seed", ("-1", "x")),
             ("temperature", ("nan", "-1", "3", "inf")),
             ("max-passage-words", ("0",)),

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import DatasetCard, HfApi
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builder.checks import check_records
-from dataset_builder.inf_ir import InFIR, split_of
+from dataset_builder.files import write_parquet
+from dataset_builder.inf_ir import KEPT_FEATURES, InFIR, split_of
 from dataset_builder.publish import build_splits, dataset_card
+from dataset_builder.stages import prompt_hashes
 from sentence_transformers_inf import load_records, load_rows
 from sentence_transformers_inf.records import PASSAGE_COLUMNS, is_on_hub, source_of
 from tests.commands import call, error_line
@@ -41,6 +44,7 @@ def few(tmp_path_factory):
     """A build of 100 records, as far as a push reads it before it asks the Hub."""
     folder = tmp_path_factory.mktemp("few")
     write_build(folder, list(load_records("mini", "train").select(range(100))))
+    write_report(folder)
     return folder
 
 
@@ -78,6 +82,14 @@ def test_load_records_reads_what_was_published(connected, mini_on_hub):
     assert not is_on_hub("mini")
     streamed = load_rows(mini_on_hub, "validation", limit=4)
     assert streamed.to_list() == load_rows(mini_on_hub, "validation").to_list()[:4]
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1", None])
+def test_a_damaged_cache_of_a_published_dataset_is_made_anew(content, connected, mini_on_hub):
+    before = load_records(mini_on_hub, "validation").to_list()
+    for path in list(datasets.config.HF_DATASETS_CACHE.rglob("*.arrow")):
+        path.unlink() if content is None else path.write_bytes(content)
+    assert load_records(mini_on_hub, "validation").to_list() == before
 
 
 def test_the_published_card_parses_and_its_snippet_runs(connected, mini_on_hub):
@@ -255,25 +267,54 @@ def test_check_prints_errors_and_ends_with_status_1(tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["errors"] == {"duplicate": 1, "8 words of an evaluation text": 1}
 
 
-def test_publish_refuses_a_corpus_with_errors(connected, tmp_path):
-    from dataset_builder import stages
-    from dataset_builder.files import write_parquet
-    from dataset_builder.inf_ir import KEPT_FEATURES
-
-    build = tmp_path / "out"
-    records_of_a_build(build, range(60))
+def write_report(build):
+    """The report of a build of 60 records, and what it says."""
     report = {"kept": 60, "rejected": 0, "failed": 0, "unfinished": 0, "pairs": 60, "reasons": {}, "usage": {}, "cost": 0.0,
-              "per_type": {"length": {"tuples": 60, "kept": 60}}, "prompts": stages.prompt_hashes(),
+              "per_type": {"length": {"tuples": 60, "kept": 60}}, "prompts": prompt_hashes(),
               "settings": {"pairs": "p.jsonl", "model": "m", "judge": "j"}}  # fmt: skip
     (build / "report.json").write_text(json.dumps(report))
+    return report
+
+
+@pytest.mark.parametrize("part", ["cut", "list", "kept", "settings", "reasons", "missing", "unfiltered", "text", "column"])
+def test_a_damaged_build_is_refused_before_anything_is_sent(part, connected, tmp_path):
+    build = tmp_path / "out"
+    records_of_a_build(build, range(60))
+    report, path = write_report(build), build / "report.json"
+    if part == "missing":
+        path.unlink()
+    elif part == "reasons":
+        path.write_text(json.dumps({**report, part: 5}))
+    elif part in report:
+        path.write_text(json.dumps({name: value for name, value in report.items() if name != part}))
+    elif part in ("cut", "list"):
+        path.write_text("{" if part == "cut" else "[]")
+    else:
+        path = build / "unfiltered" / "train.parquet"
+        if part == "unfiltered":
+            path.write_bytes(path.read_bytes()[:-40])
+        elif part == "text":
+            path.write_text("no table")
+        else:
+            pq.write_table(pq.read_table(path).drop_columns(["query_positive"]), path)
+    repo = f"user/damaged-{part}"
+    status, _, err = publish(repo=repo, source=build)
+    assert status == 2
+    assert str(path) in error_line(err)
+    assert re.search("restore the file|give the command of the build again", error_line(err))
+    assert not HfApi().repo_exists(repo, repo_type="dataset")
+
+
+def test_publish_refuses_a_corpus_with_errors(connected, tmp_path):
+    build = tmp_path / "out"
+    records_of_a_build(build, range(60))
+    write_report(build)
     (tmp_path / "eval.txt").write_text("one two three four five six seven eight nine\n")
     status, _, err = publish("--against", tmp_path / "eval.txt", repo="user/built", source=build)
     assert status == 0, err[-3000:]
     default, unfiltered = datasets.load_dataset("user/built"), datasets.load_dataset("user/built", "unfiltered")
     assert sum(map(len, default.values())) == sum(map(len, unfiltered.values())) == 60
     assert unfiltered["train"][0]["judge_answers"][0] == "document"
-
-    import pyarrow.parquet as pq
 
     path = build / "train.parquet"
     table = pq.read_table(path)
@@ -285,6 +326,6 @@ def test_publish_refuses_a_corpus_with_errors(connected, tmp_path):
 
 
 def test_the_example_of_a_dataset_card_is_what_the_template_gives(tmp_path):
-    card = dataset_card("mini", "user/inf-ir-mini", {"mini": build_splits("mini", "mini", tmp_path)}, None)
+    card = dataset_card("mini", "user/inf-ir-mini", {"mini": build_splits("mini", "mini", tmp_path)})
     example = CARDS / "examples" / "inf-ir-mini.md"
     assert example.read_text(encoding="utf-8") == str(card)

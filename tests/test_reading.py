@@ -63,6 +63,16 @@ def write(path, text):
     return path
 
 
+def write_stream(path, table, size=1000):
+    """An Arrow stream as ``datasets`` writes it, and where each of its batches ends."""
+    ends = []
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        for batch in table.to_batches(size):
+            stream.write_batch(batch)
+            ends.append(file.tell())
+    return ends
+
+
 # Every text in every format
 
 
@@ -88,12 +98,14 @@ def test_any_text_survives_every_format_and_compression(rows, delimiter, mark, e
 @given(
     cut=st.floats(0, 1, exclude_max=True),
     flip=st.integers(1, 255),
-    name=st.sampled_from(["a.jsonl.gz", "a.csv.zst", "a.parquet"]),
+    name=st.sampled_from(["a.jsonl.gz", "a.csv.zst", "a.parquet", "a.arrow"]),
 )
 def test_a_cut_or_damaged_file_is_refused_by_name_or_read_whole(cut, flip, name, tmp_path):
     rows, path = [{"query": f"question {number}", "passage": "é" * number} for number in range(20)], tmp_path / name
     if name == "a.parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name == "a.arrow":
+        write_stream(path, pa.Table.from_pylist(rows), 7)
     else:
         write(path, as_csv(rows) if ".csv" in name else "".join(json.dumps(row) + "\n" for row in rows))
     whole = path.read_bytes()
@@ -104,6 +116,44 @@ def test_a_cut_or_damaged_file_is_refused_by_name_or_read_whole(cut, flip, name,
     path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
     with contextlib.suppress(RecordError):
         list(read_table(path))  # nothing else is raised
+
+
+def test_no_flipped_bit_of_an_arrow_file_ends_the_process(tmp_path):
+    path = tmp_path / "a.arrow"
+    write_stream(path, pa.table({"text": [f"the sky is blue {number}" for number in range(64)]}))
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :])
+        with contextlib.suppress(RecordError):
+            assert len(list(read_table(path))) == 64
+
+
+def test_an_arrow_file_that_is_cut_between_two_batches_is_refused(tmp_path):
+    path = tmp_path / "a.arrow"
+    end = write_stream(path, pa.table({"text": ["a", "b", "c"]}), 2)[0]
+    assert len(list(read_table(path))) == 3
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(RecordError, match=r"a\.arrow, row 3: cannot be read as arrow \(it is cut.*copy it again"):
+        list(read_table(path))
+
+
+def write_columns(path, table):
+    write_stream(path, table) if path.suffix == ".arrow" else pq.write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_only_the_columns_that_are_wanted_must_be_sound(ending, tmp_path):
+    when = pa.array([1, 2], pa.timestamp("us", tz="Nowhere/X"))
+    path = write_columns(tmp_path / f"zone{ending}", pa.table({"a": ["x", "y"], "when": when}))
+    assert [row for _, row in read_table(path, ["a"])] == [{"a": "x"}, {"a": "y"}]
+    with pytest.raises(RecordError, match=rf"zone\{ending}: cannot be read as .*'when'.*Nowhere/X"):
+        list(read_table(path))
+    texts = pa.array(["x", "y"])
+    path = write_columns(tmp_path / f"twice{ending}", pa.table([texts, texts, texts], ["a", "b", "b"]))
+    assert [row for _, row in read_table(path, ["a"])] == [{"a": "x"}, {"a": "y"}]
+    with pytest.raises(RecordError, match=rf"twice\{ending}: there are two columns 'b'; rename one"):
+        list(read_table(path))
 
 
 def test_a_line_ends_at_a_newline_only(tmp_path):
@@ -125,6 +175,7 @@ BAD = {
     "infinity": (b'{"query": -Infinity}', "-Infinity is no JSON; write null"),
     "a list": (b"[1]", "expected a JSON object, got list"),
     "half a row": (b'{"query": "a', "not valid JSON"),
+    "a key twice": (b'{"query": "a", "query": "b"}', "not valid JSON (there are two keys 'query'; rename one)"),
     "deep": (f'{{"query": {DEEP}'.encode(), "nested too deep"),
 }
 
@@ -166,6 +217,16 @@ def test_a_table_of_another_kind_is_refused(tmp_path):
                 list(read(tmp_path / name))
 
 
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
+    try:
+        (tmp_path / "b\udcff.jsonl").write_text(json.dumps(record()))
+    except OSError:
+        pytest.skip("the file system has no such names")
+    for read in (load_records, read_passages):
+        with pytest.raises(RecordError, match=r"b\\udcff\.jsonl': the name is not UTF-8; rename the file"):
+            read(tmp_path if read is load_records else tmp_path / "b\udcff.jsonl")
+
+
 def test_settings_are_read_as_other_texts(tmp_path):
     path = write(tmp_path / "a.yaml", f"{BOM}seed: 3\r\n")
     assert read_yaml(path) == {"seed": 3}
@@ -173,6 +234,11 @@ def test_settings_are_read_as_other_texts(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=str(path)):
             read_yaml(path)
+
+
+def test_every_text_of_an_evaluation_set_is_read_however_deep(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"a": ' + "[" * 700 + '"deep"' + "]" * 700 + ', "b": [{"c": "x", "d": 1}, "y"]}')
+    assert read_evaluation_texts([str(path)]) == ["deep", "x", "y"]
 
 
 def test_labels_and_vectors_come_in_any_table(tmp_path):
@@ -185,6 +251,9 @@ def test_labels_and_vectors_come_in_any_table(tmp_path):
     write(path, "".join(json.dumps(row) + "\n" for row in (vectors[0], {"text": "b", "embedding": [1]})))
     with pytest.raises(ValueError, match=r"row 2, column 'embedding'"):
         read_passage_embeddings(path, ["a", "b"])
+    write(path, json.dumps({"text": "a", "embedding": [[1], [1, 2]]}))
+    with pytest.raises(ValueError, match=r"row 1, column 'embedding': expected as many numbers"):
+        read_passage_embeddings(path, ["a"])
 
 
 def test_topics_are_read_as_other_tables(tmp_path):
@@ -253,6 +322,16 @@ def test_a_folder_of_save_to_disk_is_read_and_left_as_it_is(tmp_path):
     (data,) = (tmp_path / "one").glob("*.arrow")  # nothing else was written there
     data.write_bytes(data.read_bytes()[:-999])
     with pytest.raises(RecordError, match=r"one: cannot be read|data-.*\.arrow: cannot be read as arrow"):
+        load_records(tmp_path / "one")
+
+
+def test_a_saved_dataset_that_is_cut_between_two_batches_is_refused(tmp_path):
+    Dataset.from_list([record(row) for row in range(3)]).save_to_disk(str(tmp_path / "one"))
+    (data,) = (tmp_path / "one").glob("*.arrow")
+    end = write_stream(data, pa.Table.from_pylist([record(row) for row in range(3)]), 1)[1]
+    assert len(load_records(tmp_path / "one")) == 3
+    data.write_bytes(data.read_bytes()[:end])
+    with pytest.raises(RecordError, match=r"data-.*\.arrow, row 3: cannot be read as arrow \(it is cut"):
         load_records(tmp_path / "one")
 
 

@@ -2,6 +2,9 @@
 
 import json
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
@@ -16,7 +19,7 @@ from sentence_transformers_inf.records import (
     ROW_COLUMNS,
     record_splits,
 )
-from tests.other_corpora import FOLLOWIR, PROMPTRIEVER
+from tests.other_corpora import FOLLOWIR, PROMPTRIEVER, passage
 
 
 def record(**changes):
@@ -133,6 +136,44 @@ def test_a_file_without_records_is_said_so_and_harms_no_others(name, few_records
     assert len(load_records(tmp_path, "train")) == len(few_records)
 
 
+def damaged(data):
+    """What may become of a file on a disk."""
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 0xFF
+    return {"empty": b"", "cut": data[: len(data) // 2], "flipped": bytes(flipped), "a list": b"[]", "lost": None}
+
+
+@pytest.mark.parametrize("name", ["generator-train.arrow", "dataset_info.json", "cache-*.arrow"])
+def test_a_damaged_cache_is_made_anew(name, few_records, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    few_records.to_json(tmp_path / "records.jsonl")
+    view = training_dataset(load_records(tmp_path / "records.jsonl")).to_list()
+    (path,) = (tmp_path / "cache").rglob(name)
+    for kind, content in damaged(path.read_bytes()).items():
+        path.unlink() if content is None else path.write_bytes(content)
+        records = load_records(tmp_path / "records.jsonl")
+        assert records.to_list() == few_records.to_list(), kind
+        assert training_dataset(records).to_list() == view, kind
+
+
+def test_a_sound_cache_is_kept(few_records, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    few_records.to_json(tmp_path / "records.jsonl")
+    first, second = (load_records(tmp_path / "records.jsonl") for _ in range(2))
+    assert first.cache_files == second.cache_files
+    (path,) = (tmp_path / "cache").rglob("*.arrow")
+    before = path.stat().st_mtime_ns
+    load_records(tmp_path / "records.jsonl")
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_column_that_no_record_has_need_not_be_read(few_records, tmp_path):
+    table = pyarrow.Table.from_pylist(few_records.to_list())
+    table = table.append_column("when", pyarrow.array([1] * 4, pyarrow.timestamp("us", tz="Nowhere/X")))
+    pyarrow.parquet.write_table(table, tmp_path / "records.parquet")
+    assert load_records(tmp_path / "records.parquet").to_list() == few_records.to_list()
+
+
 def test_the_training_view_has_the_three_aligned_rows(few_records):
     view = training_dataset(few_records)
     assert view.column_names == ["instructed_query", "poisoned_instruction", "poisoned_query", *PASSAGE_COLUMNS]
@@ -184,6 +225,34 @@ def test_other_data_are_refused_by_their_columns(tmp_path):
     Dataset.from_list(PROMPTRIEVER[:1]).to_parquet(tmp_path / "bare.parquet")
     with pytest.raises(RecordError, match="no row with an instruction"):
         load_rows(tmp_path / "bare.parquet")
+
+
+@pytest.mark.parametrize(
+    ("good", "change", "message"),
+    [
+        (PROMPTRIEVER[2], {"positive_passages": ...}, ": the column 'positive_passages' is missing; it has "),
+        (PROMPTRIEVER[2], {"only_instruction": ...}, ": the column 'only_instruction' is missing; it has "),
+        (PROMPTRIEVER[2], {"positive_passages": 5}, ", column 'positive_passages': expected a list of passages, got int"),
+        (PROMPTRIEVER[2], {"positive_passages": ["a"]}, ", column 'positive_passages': expected passages with title and"),
+        (PROMPTRIEVER[2], {"positive_passages": [passage("a", 5)]}, ", column 'title': expected text, got int"),
+        (PROMPTRIEVER[2], {"positive_passages": [passage(None)]}, ", column 'positive_passages': the first passage has no"),
+        (PROMPTRIEVER[2], {"new_negatives": 5}, ", column 'new_negatives': expected a list of passages, got int"),
+        (PROMPTRIEVER[2], {"negative_passages": {}}, ", column 'negative_passages': expected a list of passages, got dict"),
+        (PROMPTRIEVER[2], {"only_instruction": 5}, ", column 'only_instruction': expected text, got int"),
+        (PROMPTRIEVER[2], {"only_query": None}, ", column 'only_query': the value is null"),
+        (FOLLOWIR[0], {"query": ...}, ": the column 'query' is missing; it has "),
+        (FOLLOWIR[0], {"label": ...}, ": the column 'label' is missing; it has "),
+        (FOLLOWIR[0], {"document": ["a"]}, ", column 'document': expected text, got list"),
+    ],
+)
+def test_a_row_of_other_data_is_refused_by_its_column(good, change, message, tmp_path):
+    row = {name: value for name, value in (good | change).items() if value is not ...}
+    path = write(tmp_path / "rows.jsonl", [good, row])
+    with pytest.raises(RecordError) as error:
+        load_rows(path)
+    assert str(error.value).startswith(f"{path}, row 2{message}" if message[0] == ":" else f"{path}, row 2, column ")
+    assert message in str(error.value)
+    assert str(error.value).endswith("; mend the row, or take it out")
 
 
 def test_training_data_are_records_or_rows(tmp_path, few_records):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
-from sentence_transformers_inf import InstructionTrainingArguments, load_instruction_model, passages
+from sentence_transformers_inf import InstructionTrainingArguments, load_instruction_model, load_records, passages
 from sentence_transformers_inf.hub.push import model_parts
 from sentence_transformers_inf.modules import BrokenModelError, encoder_of, read_array
 from sentence_transformers_inf.recipe import locked, read_recipe, write_whole
@@ -210,6 +211,60 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 write_whole(path, "new")
         assert contents(tmp_path) == {Path("recipe.json"): b"old"}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "passages", "check", "analyze"])
+def test_a_full_disk_is_named_by_the_output_which_stays_as_it_was(command, tiny, few_records, tmp_path):
+    few_records.to_json(tmp_path / "records.jsonl")
+    load_records(tmp_path / "records.jsonl")  # into the cache
+    path, data = tmp_path / "report.json", ["--data", tmp_path / "records.jsonl"]
+    path.write_text("old")
+    words = {
+        "evaluate": ["inf-embed", "evaluate", tiny, *data, "--json", path],
+        "passages": ["inf-embed", "passages", *data, "--output", path],
+        "check": ["inf-ir", "check", tmp_path / "records.jsonl", "--json", path],
+        "analyze": ["inf-ir", "analyze", tmp_path / "records.jsonl", "--model", tiny, "--output", tmp_path],
+    }[command]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+        status, _, err = call(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 2
+    assert re.search(r"report\.json: file too large: make room", error_line(err))
+    assert path.read_text() == "old"
+    assert {found.name for found in tmp_path.iterdir()} <= {"report.json", "records.jsonl"}
+
+
+def test_a_file_is_written_where_a_link_leads(few_records, tmp_path):
+    few_records.to_json(tmp_path / "records.jsonl")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "a.json").symlink_to(tmp_path / "there" / "b.json")
+    for _ in range(2):
+        assert call("inf-ir", "check", tmp_path / "records.jsonl", "--json", tmp_path / "a.json")[0] in (0, 1)
+        assert json.loads((tmp_path / "there" / "b.json").read_text(encoding="utf-8"))["records"]
+        assert (tmp_path / "a.json").is_symlink()
+
+
+def test_a_file_of_a_long_name_is_written(tmp_path):
+    path = tmp_path / ("ä" * 125 + ".json")
+    write_whole(path, "new")
+    assert contents(tmp_path) == {Path(path.name): b"new"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("recipe.json", "card ."), ("results.json", "card ."), ("recipe.json", "push . --repo user/name")]
+)
+def test_a_pipe_is_not_waited_for(name, words, tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    monkeypatch.chdir(folder)
+    status, _, err = call("inf-embed", *words.split())
+    assert status == 2
+    assert f"{name}: this is no file: restore the file" in error_line(err)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"flour": 500}', "[" * 100_000])

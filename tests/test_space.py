@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import yaml
 from huggingface_hub import HfApi, hf_hub_download
 
 from sentence_transformers_inf import load_instruction_model
+from sentence_transformers_inf.corpora import read_passages
 from sentence_transformers_inf.hub.space import FILES, space_files
 from sentence_transformers_inf.modules.loading import BUNDLED_ADAPTER
 from tests.commands import call, error_line
 from tests.hub import TOKEN
+from tests.test_reading import packed
 
 EXAMPLE = Path(__file__).parent.parent / "model_cards" / "space"
 
@@ -54,6 +57,20 @@ def test_a_model_with_its_corpus_becomes_a_private_space(connected, tiny, tmp_pa
     assert all(str(tmp_path) not in read("user/play", name) for name in (*FILES, "model/recipe.json"))
     assert call(*words, "--public")[0] == 0
     assert not HfApi().space_info("user/play").private
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "B.C.JSONL.zst", "a b.csv"])
+def test_a_corpus_keeps_the_endings_by_which_it_is_read(name, connected, tmp_path):
+    texts = ["One.", "Two."]
+    if "txt" in name:
+        content = "\n".join(texts).encode()
+    else:
+        content = b"text\nOne.\nTwo.\n" if "csv" in name else b'{"text": "One."}\n{"text": "Two."}\n'
+    (tmp_path / name).write_bytes(packed(content, (tmp_path / name).suffix))
+    status, _, err = call("inf-embed", "space", "--repo", "user/packed", "--corpus", tmp_path / name)
+    assert status == 0, err
+    (corpus,) = re.findall(r'corpus="(.*?)"', read("user/packed", "app.py"))
+    assert read_passages(hf_hub_download("user/packed", corpus, repo_type="space")) == texts
 
 
 def test_the_shipped_adapter_needs_no_model_in_the_space(connected):

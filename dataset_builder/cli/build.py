@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from tqdm.auto import tqdm
 from typer import Argument, Context, Exit, Option
 
-from dataset_builder.cli.options import BUDGET, CANNOT, FAILED, BaseUrl, Concurrency, Effort, MaxCost, PriceList, Reasoning
+from dataset_builder.cli.options import (
+    BUDGET,
+    CANNOT,
+    FAILED,
+    MOST,
+    BaseUrl,
+    Concurrency,
+    Effort,
+    MaxCost,
+    PriceList,
+    Reasoning,
+)
 from sentence_transformers_inf.cli.checks import finite, need, output_folder
 from sentence_transformers_inf.cli.display import Table, print_line, quiet
 from sentence_transformers_inf.cli.errors import error_line
@@ -43,8 +54,8 @@ def build(
     query_column: Annotated[str, Option(help="Column with the query.")] = "query",
     passage_column: Annotated[str, Option(help="Column with the passage.")] = "passage",
     split: Annotated[str, Option(help="Split of a Hub dataset or BEIR folder.")] = "train",
-    limit: Annotated[Optional[int], Option(help="Read the first so many pairs only.", min=1)] = None,
-    sample: Annotated[Optional[int], Option(help="Take so many pairs at random.", min=1)] = None,
+    limit: Annotated[Optional[int], Option(help="Read the first so many pairs only.", min=1, max=MOST)] = None,
+    sample: Annotated[Optional[int], Option(help="Take so many pairs at random.", min=1, max=MOST)] = None,
     seed: Annotated[int, Option(help="Of the sample, instruction types, forms and the models.", min=0)] = 0,
     types: Annotated[
         Optional[str], Option(help="Weights of instruction types, as audience=2,source=1; default: evenly.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from typer import Argument, Exit, Option
 
-from dataset_builder.cli.options import FAILED, Records
+from dataset_builder.cli.options import FAILED, MOST, Records
 from sentence_transformers_inf.cli.checks import output_file, output_folder
 from sentence_transformers_inf.cli.display import Table, print_line, quiet, status
 
@@ -27,7 +27,9 @@ def analyze(
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     split: Annotated[str, Option(help="Split of the corpora that have several.")] = "train",
     sample: Annotated[int, Option(help="Most texts of a kind that are measured.", min=2)] = 10_000,
-    limit: Annotated[int, Option(help="Most rows that are read of a corpus; an InF-IR record has three.", min=1)] = 100_000,
+    limit: Annotated[
+        int, Option(help="Most rows that are read of a corpus; an InF-IR record has three.", min=1, max=MOST)
+    ] = 100_000,
     seed: Annotated[int, Option(help="Of the samples and the map.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """How varied a corpus is, beside others: similarity, n-grams, and a map of instructions, queries and passages."""
@@ -73,9 +75,11 @@ def check(
     ] = None,
 ) -> None:
     """Check records before publishing: schema, duplicates, leakage, overlap of splits, evaluation texts."""
+    from sentence_transformers_inf.recipe import write_whole
+
     report = check_source(data, against or [])
     if json_file is not None:
-        json_file.write_text(json.dumps(vars(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(json_file, json.dumps(vars(report), indent=2, ensure_ascii=False) + "\n")
     title = f"{data}: {sum(report.records.values())} records"
     table = Table("finding", ">records", "", "the first", title=title)
     for kind, found in (("error", report.errors), ("warning", report.warnings)):

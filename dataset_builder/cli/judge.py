@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 from tqdm.auto import tqdm
 from typer import Argument, Option
 
-from dataset_builder.cli.options import BaseUrl, Concurrency, Effort, MaxCost, PriceList, Reasoning, Records
+from dataset_builder.cli.options import MOST, BaseUrl, Concurrency, Effort, MaxCost, PriceList, Reasoning, Records
 from sentence_transformers_inf.cli.checks import existing, output_file, picture
 from sentence_transformers_inf.cli.display import Table, print_line, quiet
 
@@ -20,7 +20,7 @@ def judge(
         Path, Option(help="JSONL file that gets its labels, beside those of other annotators.", callback=output_file)
     ],
     split: Annotated[Optional[str], Option(help="Split of the data.")] = None,
-    limit: Annotated[Optional[int], Option(help="Judge the first so many records only.", min=1)] = None,
+    limit: Annotated[Optional[int], Option(help="Judge the first so many records only.", min=1, max=MOST)] = None,
     kind: Annotated[
         str, Option(help="'server', 'cross-encoder', or 'reranker' (a causal model of the FollowIR-7B kind).")
     ] = "server",

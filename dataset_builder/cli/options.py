@@ -9,6 +9,9 @@ from sentence_transformers_inf.cli.checks import finite, server
 FAILED, CANNOT, BUDGET = 1, 2, 3
 """Exit statuses: more failures than ``--max-failed``; the run cannot go on; a limit on cost or requests was reached."""
 
+MOST = 2**63 - 1
+"""The highest bound on a number of rows."""
+
 Records = Annotated[str, typer.Argument(help="InF-IR records: 'mini', a file, a folder, or a Hub dataset id.")]
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # OpenAI's
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,12 +58,15 @@ def need(what: str, module: str, install: str | None = None) -> None:
 
 
 def output_file(path: Optional[Path]) -> Optional[Path]:
-    """For Typer: a file that can be written."""
+    """For Typer: a file that can be written; of a link, where it leads."""
     if path is not None:
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
         if path.is_dir():
             raise typer.BadParameter(f"{path} is a folder: name a file")
         if not path.parent.is_dir():
             raise typer.BadParameter(f"there is no folder {path.parent}: make it, or name another file")
+        if path.exists() and not path.is_file():
+            raise typer.BadParameter(f"{path} is a device or a pipe: name a file")
         _check_writable(path.parent)
     return path
 
@@ -86,9 +90,10 @@ def _check_writable(folder: Path) -> None:
 
 def picture(path: Optional[Path]) -> Optional[Path]:
     """For Typer: a picture that can be written."""
+    path = output_file(path)
     if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter(f"{path} is no picture: name a .png, .svg or .pdf file")
-    return output_file(path)
+    return path
 
 
 def finite(number: Optional[float]) -> Optional[float]:

@@ -92,10 +92,12 @@ class Table:
 
     def save_picture(self, path: Path, title: str) -> None:
         """Write it as an SVG picture."""
+        from sentence_transformers_inf.recipe import write_whole
+
         recorder = Console(record=True, width=120, file=io.StringIO())
         recorder.print(Text(visible(self._title), "italic"))
         self._print(recorder)
-        path.write_text(recorder.export_svg(title=title), encoding="utf-8")
+        write_whole(path, recorder.export_svg(title=title))
 
     def _print(self, console: Console) -> None:
         cells = [[row[number] for row, _, _ in self._rows] for number in range(len(self._names))]

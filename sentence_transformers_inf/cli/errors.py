@@ -51,6 +51,7 @@ def run(app: typer.Typer, program: str) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # where its encoding lacks a character
     try:
+        _check_words(sys.argv[1:])
         status = app(standalone_mode=False)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -82,10 +83,24 @@ def run(app: typer.Typer, program: str) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _check_words(words: list[str]) -> None:
+    """Refuse what is no text: it could be neither shown nor noted in a file."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{word!r} is not UTF-8 text: write it in UTF-8; rename a file that is called so") from error
+
+
 def _in_words(error: Exception) -> str:
     """What an error says; of one from the system, which file, what is wrong with it, and a remedy."""
+    from sentence_transformers_inf.recipe import FULL
+
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}: check the path and its permissions"
+        why = error.strerror.lower()
+        if error.errno in FULL:
+            return f"{error.filename}: {why}: make room, or name another place"
+        return f"{error.filename}: {why}: check the path and its permissions"
     return str(error)
 
 

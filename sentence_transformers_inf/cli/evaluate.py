@@ -64,7 +64,7 @@ def evaluate(
         passage_rows,
         read_passage_embeddings,
     )
-    from sentence_transformers_inf.recipe import read_recipe
+    from sentence_transformers_inf.recipe import read_recipe, write_whole
     from sentence_transformers_inf.records import is_on_hub, load_records, record_splits
 
     recipe = (read_recipe(model) if Path(model).is_dir() else None) or {}
@@ -85,7 +85,7 @@ def evaluate(
         before = measure(base, records, batch_size, show_progress_bar=sys.stderr.isatty())
         report["base"] = before.means()
     if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_whole(json_file, json.dumps(report, indent=2) + "\n")
     print_line(f"{model} on {data}{f' ({split})' if split else ''}, {len(records)} records, values times 100")
     metrics_table(means, per_type, len(records)).print()
     if before is not None:
@@ -135,10 +135,11 @@ def _run_benchmark(
     need("--benchmark", "mteb")
     output_folder(output)
     from sentence_transformers_inf.evaluation.mteb import run_benchmark
+    from sentence_transformers_inf.recipe import write_whole
 
     scores = run_benchmark(models, benchmark, output, log=print_line, **options)
     if json_file is not None:
         report = {"benchmark": benchmark, "rows": [dataclasses.asdict(score) for score in scores]}
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_whole(json_file, json.dumps(report, indent=2) + "\n")
     benchmark_table(benchmark, models, scores, options["no_instruction"]).print()
     print_line(f"The results are in {output}, in MTEB's layout")

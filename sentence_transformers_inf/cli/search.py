@@ -57,9 +57,10 @@ def passages(
     """List the distinct passages of a corpus, for embeddings from elsewhere (train --passage-embeddings)."""
     quiet()
     from sentence_transformers_inf.passages import distinct_passages
+    from sentence_transformers_inf.recipe import replacing
     from sentence_transformers_inf.records import load_records, record_splits
 
     texts = distinct_passages([load_records(data, split) for split in record_splits(data)])
-    with output.open("w", encoding="utf-8") as file:
+    with replacing(output) as part, part.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     print_line(f"{len(texts)} passages are in {output}; embed them in this order.")

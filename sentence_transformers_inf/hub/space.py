@@ -15,6 +15,7 @@ from sentence_transformers_inf.hub.card import RESULTS_FILE
 from sentence_transformers_inf.hub.errors import claim_repo, hub_errors
 from sentence_transformers_inf.hub.push import check_saved, model_parts
 from sentence_transformers_inf.modules.adapter import ADAPTER_FILE
+from sentence_transformers_inf.reading import endings_of
 from sentence_transformers_inf.recipe import RECIPE_FILE, read_json
 
 TEMPLATES = Path(__file__).with_name("space")
@@ -89,7 +90,7 @@ def push_space(
         with hub_errors(model):
             api.model_info(model)
     if (path := Path(corpus)).is_file():
-        ranked = f"corpus{path.suffix}"
+        ranked = f"corpus{endings_of(path)}"
         added[ranked] = path
     added |= {file: content.encode() for file, content in space_files(loaded, compare, ranked, name).items()}
     url = claim_repo(repo, "space", public=public, token=token)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from sentence_transformers_inf.modules.loading import BUNDLED_ADAPTER
 from sentence_transformers_inf.playground import render
 from sentence_transformers_inf.playground.corpus import Corpus, ordered, read_corpus
 from sentence_transformers_inf.playground.ranking import Ranker, load_rankers, problem, rank
-from sentence_transformers_inf.recipe import read_recipe
+from sentence_transformers_inf.recipe import read_json, read_recipe
 
 try:
     import gradio as gr
@@ -51,7 +50,7 @@ def build_page(
     rankers = load_rankers(model, compare, passages.passages, show_progress)
     folder = BUNDLED_ADAPTER if model is None else Path(model)
     path = folder / RESULTS_FILE
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results = read_json(path) if path.exists() else {}
     return page_of(rankers, passages, read_recipe(folder), results)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sentence_transformers_inf.escaping import markdown, shortened
 from sentence_transformers_inf.evaluation import METRIC_NAMES
+from sentence_transformers_inf.recipe import write_whole
 from sentence_transformers_inf.records import load_records
 from sentence_transformers_inf.training.ablation import BASELINE, Ablation, CellResult
 
@@ -26,9 +27,9 @@ def write_report(ablation: Ablation, rows: list[CellResult], folder: Path) -> li
     folder.mkdir(parents=True, exist_ok=True)
     table = _table(ablation, rows)
     best = max(rows[1:], key=lambda row: row.means["p_mrr"])
-    (folder / "report.md").write_text(f"{_markdown(table)}\n{_failures(ablation, best)}", encoding="utf-8")
+    write_whole(folder / "report.md", f"{_markdown(table)}\n{_failures(ablation, best)}")
     report = json.dumps([asdict(row) for row in rows], indent=2)
-    (folder / "report.json").write_text(re.sub(r"\bNaN\b", "null", report) + "\n", encoding="utf-8")
+    write_whole(folder / "report.json", re.sub(r"\bNaN\b", "null", report) + "\n")
     with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
         _draw_cells(ablation, rows, folder)
         if rows[0].per_type:
