@@ -210,7 +210,7 @@ ROWS = [
     ("inf-ir judge records.jsonl --model m-config --kind reranker --labels out.jsonl", "m-config", "again"),
     (
         "inf-ir judge records.jsonl --model model --kind reranker --labels out.jsonl",
-        "it takes 64 tokens", "name a model that takes more",
+        "lacks weights", "again",
     ),
     # a corpus
     *(

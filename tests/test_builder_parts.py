@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -467,6 +468,16 @@ def test_a_broken_judge_labels_nothing(kind, damage, problem, tmp_path):
     assert status == 2
     assert problem in error_line(err)
     assert not labels.exists()
+
+
+def test_a_question_that_is_too_long_for_a_judge_is_said(tmp_path):
+    write_judges(tmp_path)
+    config = tmp_path / "reranker" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 32}))
+    status, _, err = call("inf-ir", "judge", "mini", "--split", "validation", "--limit", 1, "--kind", "reranker",
+                          "--model", tmp_path / "reranker", "--labels", tmp_path / "labels.jsonl")  # fmt: skip
+    assert status == 2
+    assert re.search("it takes 32 tokens, and a question has .* name a model that takes more", error_line(err))
 
 
 def test_damaged_labels_are_refused_before_anything_is_judged(tmp_path):
