@@ -169,10 +169,9 @@ class BatchTransport:
         """
         try:
             return await call
-        except openai.APIError as error:
-            raise explain(error, str(self._client.base_url)) from error
-        except (ValueError, RecursionError) as error:  # of the client, which reads the answer
-            raise NoAnswer("an answer that is none") from error
+        except Exception as error:  # of the client, which also reads the answer, or of its transport
+            failure = explain(error, str(self._client.base_url))
+            raise failure from (error if isinstance(error, openai.APIError) else None)  # another one may show the key
 
     async def _create(self, tag: str, file: str) -> str:
         """Create a job: its id. One whose id did not arrive is looked for before it is created again."""
@@ -211,7 +210,7 @@ class BatchTransport:
 
         try:
             return await self._call(look())
-        except (NoAnswer, Refused, AttributeError, TypeError) as error:  # the last two: something else than a list
+        except (NoAnswer, Refused) as error:
             raise Stop(f"the Batch API does not list its jobs ({error}); the same command goes on from here") from error
 
     async def _end(self, tag: str, identifier: str) -> openai.types.Batch | None:

@@ -233,7 +233,7 @@ async def drive(
     clock = asyncio.get_running_loop().time
     end = None
     with _interrupting(model, log):
-        pending = {asyncio.create_task(guarded()) for _ in range(count)}
+        tasks = pending = {asyncio.create_task(guarded()) for _ in range(count)}
         try:
             while pending and (end is None or clock() < end):
                 done, pending = await asyncio.wait(pending, timeout=0.5)
@@ -245,8 +245,8 @@ async def drive(
         finally:
             for task in pending:
                 task.cancel()
-            if pending:  # what is cut off in flight is noted as possibly paid
-                await asyncio.wait(pending)
+            # What is cut off in flight is noted as possibly paid; errors beside the first are taken, or asyncio prints them.
+            await asyncio.gather(*tasks, return_exceptions=True)
     if model.stopped is not None:
         raise model.stopped
 
