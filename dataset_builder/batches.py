@@ -94,8 +94,6 @@ class BatchTransport:
 
     async def send(self, key: str, model: str, body: dict[str, Any], most: tuple[int, int]) -> Answer:
         """As :meth:`.LiveTransport.send`; returns when the job that carries the question has ended."""
-        if (same := self._waiting.get(key)) is not None:
-            return await asyncio.shield(same.future)
         request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         line = json.dumps(request, ensure_ascii=False).encode() + b"\n"
         question = _Question([model, *most], line, asyncio.get_running_loop().create_future())

@@ -125,6 +125,7 @@ class LanguageModel:
         self._reserved = 0.0
         self._settled = asyncio.Condition()
         self._stopping = asyncio.Event()
+        self._asking: dict[str, asyncio.Event] = {}  # by request in flight, set when it has ended
         self._sent = 0
         self._unusable: Counter[str] = Counter()  # by stage, how many questions in a row have no usable answer
         self._thinking = set(limits.reasoning)
@@ -179,9 +180,19 @@ class LanguageModel:
         self.stop("interrupted; the same command goes on from here")
 
     async def _answer(self, key: str, request: Request[Any]) -> tuple[Answer, bool]:
-        """The answer to a request, and whether it came from the server just now."""
+        """The answer to a request, and whether it came from the server just now. Who asks what another record is asking
+        waits for that answer, and asks itself if there is none."""
+        while (asking := self._asking.get(key)) is not None:
+            await asking.wait()
         if (answer := self._ledger.answer(key)) is not None:
             return answer, False
+        self._asking[key] = asyncio.Event()
+        try:
+            return await self._answer_of_server(key, request), True
+        finally:
+            self._asking.pop(key).set()
+
+    async def _answer_of_server(self, key: str, request: Request[Any]) -> Answer:
         retries = 0
         async with self._slots:
             while True:
@@ -200,7 +211,7 @@ class LanguageModel:
                     retries += 1
         self.usage.requests += 1
         self.usage.tokens += answer.prompt_tokens + answer.completion_tokens
-        return answer, True
+        return answer
 
     async def _attempt(self, key: str, request: Request[Any], body: dict[str, Any]) -> Answer:
         """Send a request once, within the limits."""

@@ -667,6 +667,27 @@ def test_a_refused_connection_is_called_one(pairs, tmp_path, monkeypatch):  # no
     assert "OPENAI_API_KEY holds a character that no key has" in only_error(result)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_question_that_is_in_flight_is_not_asked_twice(fails, tmp_path):
+    sent = []
+
+    def respond(body):
+        sent.append(body)
+        if fails and len(sent) == 1:
+            return web.json_response({"error": {"message": "no"}}, status=400)
+        return json.dumps(completion()).encode()
+
+    async def work(model):
+        answers = await asyncio.gather(*(model.ask(question()) for _ in range(5)), return_exceptions=True)
+        return answers, model.usage.requests
+
+    (first, *others), requests = asking(tmp_path, respond, work)
+    assert isinstance(first, BadAnswer) if fails else first == stages.Choice(answer="A")
+    assert others == [stages.Choice(answer="A")] * 4
+    assert len(sent) == 1 + fails
+    assert requests == 1
+
+
 # Ctrl-C and SIGTERM
 
 
