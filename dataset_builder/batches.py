@@ -274,6 +274,11 @@ def _identifier(thing: Any) -> str | None:
     return identifier if isinstance(identifier, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", identifier) else None
 
 
+def is_refusal(status: Any) -> bool:
+    """Whether a status is about the request itself: not about the key, the account, the address or the moment."""
+    return type(status) is int and 400 <= status < 500 and status not in (401, 402, 403, 404, 408, 409, 429)
+
+
 def read_row(line: bytes, models: _Models, prices: Prices) -> tuple[str, Answer | NoAnswer | Refused, bool] | None:
     """(request, answer or what became of it, whether its usage is told) in a line of a job's files, if there is one."""
     try:  # whatever goes wrong in here is the server's doing
@@ -286,7 +291,7 @@ def read_row(line: bytes, models: _Models, prices: Prices) -> tuple[str, Answer 
         return None
     if status == 200:
         return key, *read_completion(body, model, prices, (most[0], most[1]))
-    if type(status) is int and 400 <= status < 500 and status not in (408, 409, 429):
+    if is_refusal(status):
         return key, refused(status, body), True
     return key, NoAnswer("left open by a batch"), True
 

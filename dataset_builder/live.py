@@ -33,10 +33,10 @@ _MOST_BYTES, _MOST_OF_FILE = 1 << 24, 1 << 30
 """Of a reply, and of the answers of a job; a longer one is not read to its end."""
 
 _CODES = (
-    "content_filter", "context_length_exceeded", "insufficient_quota", "invalid_prompt", "invalid_request_error",
-    "invalid_schema", "invalid_type", "invalid_value", "missing_required_parameter", "model_not_found",
-    "rate_limit_exceeded", "server_error", "string_above_max_length", "token_limit_exceeded", "unknown_parameter",
-    "unsupported_parameter", "unsupported_value",
+    "batch_cancelled", "batch_expired", "content_filter", "context_length_exceeded", "insufficient_quota",
+    "invalid_prompt", "invalid_request_error", "invalid_schema", "invalid_type", "invalid_value",
+    "missing_required_parameter", "model_not_found", "rate_limit_exceeded", "server_error", "string_above_max_length",
+    "token_limit_exceeded", "unknown_parameter", "unsupported_parameter", "unsupported_value",
 )  # fmt: skip
 """Codes of errors that may be shown; another one is a server's own words."""
 

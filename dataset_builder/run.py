@@ -146,13 +146,15 @@ async def run(
                 stack.enter_context(locked(folder))
             client = None if batch_files else connect(base_url, limits.timeout, limits.concurrency)  # checks the key first
             ledger = stack.enter_context(contextlib.closing(Ledger(path, build)))
+            if retry_failed:
+                ledger.forget_failures()
             async with contextlib.nullcontext() if client is None else client:
                 transport: LiveTransport | BatchTransport | FileTransport
                 if client is None:
                     assert batch_files is not None
                     transport = FileTransport(batch_files, ledger, prices, log)
+                    stack.callback(transport.tell)
                     transport.read_answers()
-                    stack.callback(transport.end)
                 elif batch:
                     transport = BatchTransport(client, ledger, prices, batch_poll, limits.batch_tokens, log)
                 else:
@@ -162,14 +164,15 @@ async def run(
                 if isinstance(transport, BatchTransport):
                     await drive(transport.resume, 1, model, log)
                     model.recount()
-                if retry_failed:
-                    ledger.forget_failures()
 
                 def share() -> Iterator[tuple[int, dict[str, Any]]]:
                     pairs = read_prepared(folder)
                     return (item for item in pairs if item[0] % tasks == rank and item[1]["duplicate_of"] is None)
 
-                return await _run_share(share, settings, model, ledger, limits.concurrency, show_progress, log)
+                progress = await _run_share(share, settings, model, ledger, limits.concurrency, show_progress, log)
+                if isinstance(transport, FileTransport):
+                    transport.remove_questions()
+                return progress
     except LedgerError as error:
         raise Stop(str(error)) from error
 
