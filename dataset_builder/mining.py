@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from pathlib import Path
 
 import bm25s
@@ -135,7 +135,7 @@ class Miner:
         seen = [self._word_pairs(of_known)]
         texts: list[str] = []
 
-        def new(rows: Iterable[int]) -> Iterator[tuple[int, set[tuple[int, ...]]]]:
+        def new(rows: Iterable[int]) -> Iterator[tuple[int, set[int]]]:
             """Rows that are near copies of nothing that was seen, with their word pairs."""
             pairs = ((row, self._word_pairs(row)) for row in rows)
             return (item for item in pairs if not any(is_near_copy(item[1], earlier) for earlier in seen))
@@ -148,10 +148,10 @@ class Miner:
                 texts.append(self.passages[row])
         return texts
 
-    def _word_pairs(self, row: int) -> set[tuple[int, ...]]:
-        """As :func:`~dataset_builder.quality.word_pairs`, of words that are numbers."""
-        tokens = self._tokens[self._begins[row] : self._begins[row + 1]].tolist()
-        return set(pairwise(tokens)) or {(token,) for token in tokens}
+    def _word_pairs(self, row: int) -> set[int]:
+        """As :func:`~dataset_builder.quality.word_pairs`, each pair (or single word) a number."""
+        tokens = self._tokens[self._begins[row] : self._begins[row + 1]].astype(np.int64)
+        return set((tokens[:-1] << 32 | tokens[1:]).tolist()) or set((~tokens).tolist())
 
 
 def mine(
