@@ -278,9 +278,10 @@ def passage_of(row: dict[str, Any], where: str) -> str:
     column = next((name for name in TEXT_COLUMNS if name in row), None)
     if column is None:
         raise ValueError(f"{where}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(row)}")
-    if not isinstance(row[column], str) or not row[column].strip():
+    passage = f"{row.get('title') or ''} {row[column]}".strip() if isinstance(row[column], str) else ""
+    if not passage:
         raise ValueError(f"{where}, column {column!r}: the passage is empty; take the row out")
-    return f"{row.get('title') or ''} {row[column]}".strip()
+    return passage
 
 
 def read_ids(source: str | Path, size: int) -> list[str]:
