@@ -224,19 +224,18 @@ class FileTransport:
                 remedy = "move it away, or give it another name if it holds answers, and give the same command again"
                 raise Stop(f"{path}: this build writes its questions under this name, and did not write this file: {remedy}")
 
-    def tell(self) -> None:
-        """Tell of each file of answers."""
+    def end(self) -> None:
+        """Tell of each file of answers, and write nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
         waiting = Counter(id(line.file) for line in self._lines.values())
         for file in self._files:
             file.others += waiting[id(file)]
             self.log(file.summary())
 
     def remove_questions(self) -> None:
-        """Take away the file of questions, since none is open.
-
-        Raises:
-            Stop: This build did not write it.
-        """
-        self._check_questions()
-        (self.folder / REQUESTS).unlink(missing_ok=True)
-        self._note().unlink(missing_ok=True)
+        """Take away the file of questions, if this build wrote it: none is open."""
+        with contextlib.suppress(Stop):
+            self._check_questions()
+            (self.folder / REQUESTS).unlink(missing_ok=True)
+            self._note().unlink(missing_ok=True)

@@ -153,7 +153,7 @@ async def run(
                 if client is None:
                     assert batch_files is not None
                     transport = FileTransport(batch_files, ledger, prices, log)
-                    stack.callback(transport.tell)
+                    stack.callback(transport.end)
                     transport.read_answers()
                 elif batch:
                     transport = BatchTransport(client, ledger, prices, batch_poll, limits.batch_tokens, log)
