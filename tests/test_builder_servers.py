@@ -27,7 +27,7 @@ from transformers import AutoTokenizer
 
 from dataset_builder import batches, language_model, live, stages
 from dataset_builder.chat import Request
-from dataset_builder.errors import BadAnswer, NoAnswer, Stop
+from dataset_builder.errors import BadAnswer, NoAnswer, Refused, Stop
 from dataset_builder.judging import break_control_tokens
 from dataset_builder.language_model import LanguageModel, Limits
 from dataset_builder.ledger import Ledger
@@ -579,6 +579,14 @@ def test_odd_rows_of_a_job_fail_at_most_themselves(clean_build, serve, pairs, tm
     again = batch(pairs(40), output, server.url, "--max-failed", 1)
     assert again.returncode == 0
     assert outcomes(output) == found
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422, 429, 500])
+def test_a_row_about_the_key_or_the_moment_refuses_no_question(status):
+    row = json.dumps({"custom_id": "a", "response": {"status_code": status, "body": {}}}).encode()
+    key, result, _ = batches.read_row(row, {"a": ["gpt-4o-mini", 1, 1]}, Prices())
+    assert key == "a"
+    assert isinstance(result, Refused if status in (400, 413, 422) else NoAnswer)
 
 
 # Money and limits
