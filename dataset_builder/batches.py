@@ -94,8 +94,6 @@ class BatchTransport:
 
     async def send(self, key: str, model: str, body: dict[str, Any], most: tuple[int, int]) -> Answer:
         """As :meth:`.LiveTransport.send`; returns when the job that carries the question has ended."""
-        if (same := self._waiting.get(key)) is not None:
-            return await asyncio.shield(same.future)
         request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         line = json.dumps(request, ensure_ascii=False).encode() + b"\n"
         question = _Question([model, *most], line, asyncio.get_running_loop().create_future())
@@ -169,10 +167,9 @@ class BatchTransport:
         """
         try:
             return await call
-        except openai.APIError as error:
-            raise explain(error, str(self._client.base_url)) from error
-        except (ValueError, RecursionError) as error:  # of the client, which reads the answer
-            raise NoAnswer("an answer that is none") from error
+        except Exception as error:  # of the client, which also reads the answer, or of its transport
+            failure = explain(error, str(self._client.base_url))
+            raise failure from (error if isinstance(error, openai.APIError) else None)  # another one may show the key
 
     async def _create(self, tag: str, file: str) -> str:
         """Create a job: its id. One whose id did not arrive is looked for before it is created again."""
@@ -211,7 +208,7 @@ class BatchTransport:
 
         try:
             return await self._call(look())
-        except (NoAnswer, Refused, AttributeError, TypeError) as error:  # the last two: something else than a list
+        except (NoAnswer, Refused) as error:
             raise Stop(f"the Batch API does not list its jobs ({error}); the same command goes on from here") from error
 
     async def _end(self, tag: str, identifier: str) -> openai.types.Batch | None:
@@ -277,6 +274,11 @@ def _identifier(thing: Any) -> str | None:
     return identifier if isinstance(identifier, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", identifier) else None
 
 
+def is_refusal(status: Any) -> bool:
+    """Whether a status is about the request itself: not about the key, the account, the address or the moment."""
+    return type(status) is int and 400 <= status < 500 and status not in (401, 402, 403, 404, 408, 409, 429)
+
+
 def read_row(line: bytes, models: _Models, prices: Prices) -> tuple[str, Answer | NoAnswer | Refused, bool] | None:
     """(request, answer or what became of it, whether its usage is told) in a line of a job's files, if there is one."""
     try:  # whatever goes wrong in here is the server's doing
@@ -289,7 +291,7 @@ def read_row(line: bytes, models: _Models, prices: Prices) -> tuple[str, Answer 
         return None
     if status == 200:
         return key, *read_completion(body, model, prices, (most[0], most[1]))
-    if type(status) is int and 400 <= status < 500 and status not in (408, 409, 429):
+    if is_refusal(status):
         return key, refused(status, body), True
     return key, NoAnswer("left open by a batch"), True
 

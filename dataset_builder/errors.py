@@ -21,7 +21,8 @@ class BadAnswer(Exception):
 
     Args:
         reason: Why, without any text of the record.
-        requests: Hashes of the answered requests that led here; a retry of the record asks them anew.
+        requests: Hashes of the answered requests that led here, and of the line of a file that refuses one; a retry of the
+            record asks them anew.
     """
 
     def __init__(self, reason: str, requests: Sequence[str] = ()) -> None:
@@ -41,6 +42,8 @@ class Refused(Exception):
     def __init__(self, reason: str, parameter: str, complaint: str) -> None:
         super().__init__(reason)
         self.parameter, self.complaint = parameter, complaint
+        self.line = ""
+        """Hash of the line that says so, if it came in a file."""
 
 
 class NoAnswer(Exception):

@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -117,6 +117,8 @@ class LanguageModel:
         self.grace: float | None = None
         """Seconds that requests in flight may still take, ``None``: as long as they do."""
         self._url = public_url(url)
+        if isinstance(transport, FileTransport):  # what is in files is no request of this run
+            limits = replace(limits, max_cost=None, max_requests=None)
         self._transport, self._ledger, self._prices, self._limits = transport, ledger, prices, limits
         self._live = isinstance(transport, LiveTransport)
         self._slots = asyncio.Semaphore(limits.concurrency)
@@ -125,6 +127,7 @@ class LanguageModel:
         self._reserved = 0.0
         self._settled = asyncio.Condition()
         self._stopping = asyncio.Event()
+        self._asking: dict[str, asyncio.Event] = {}  # by request in flight, set when it has ended
         self._sent = 0
         self._unusable: Counter[str] = Counter()  # by stage, how many questions in a row have no usable answer
         self._thinking = set(limits.reasoning)
@@ -150,7 +153,7 @@ class LanguageModel:
             try:
                 answer, fresh = await self._answer(key, request)
             except BadAnswer as error:
-                raise BadAnswer(str(error), keys) from error
+                raise BadAnswer(str(error), [*keys, *error.requests]) from error
             result, problem = chat.read_answer(answer, request.answer)
             if result is not None:
                 self._unusable[request.stage] = 0
@@ -179,9 +182,19 @@ class LanguageModel:
         self.stop("interrupted; the same command goes on from here")
 
     async def _answer(self, key: str, request: Request[Any]) -> tuple[Answer, bool]:
-        """The answer to a request, and whether it came from the server just now."""
+        """The answer to a request, and whether it came from the server just now. Who asks what another record is asking
+        waits for that answer, and asks itself if there is none."""
+        while (asking := self._asking.get(key)) is not None:
+            await asking.wait()
         if (answer := self._ledger.answer(key)) is not None:
             return answer, False
+        self._asking[key] = asyncio.Event()
+        try:
+            return await self._answer_of_server(key, request), True
+        finally:
+            self._asking.pop(key).set()
+
+    async def _answer_of_server(self, key: str, request: Request[Any]) -> Answer:
         retries = 0
         async with self._slots:
             while True:
@@ -191,7 +204,7 @@ class LanguageModel:
                     break
                 except Refused as error:
                     if not self._does_without(request.model, body, error):
-                        raise self._failure(request, str(error)) from error
+                        raise self._failure(request, str(error), error.line) from error
                 except NoAnswer as error:
                     if retries == (MAX_RETRIES if self._live else BATCH_RETRIES):
                         raise self._failure(request, f"no answer, {error} {retries + 1} times") from error
@@ -200,7 +213,7 @@ class LanguageModel:
                     retries += 1
         self.usage.requests += 1
         self.usage.tokens += answer.prompt_tokens + answer.completion_tokens
-        return answer, True
+        return answer
 
     async def _attempt(self, key: str, request: Request[Any], body: dict[str, Any]) -> Answer:
         """Send a request once, within the limits."""
@@ -294,14 +307,14 @@ class LanguageModel:
                 return True
         return False
 
-    def _failure(self, request: Request[Any], reason: str) -> BadAnswer:
+    def _failure(self, request: Request[Any], reason: str, line: str = "") -> BadAnswer:
         """The failure of a record that got no answer.
 
         Raises:
             Stop: It is one of many in a row.
         """
         self._count_unusable(request, "does not answer", reason)
-        return BadAnswer(f"{request.stage}: {reason}")
+        return BadAnswer(f"{request.stage}: {reason}", [line] if line else [])
 
     def _count_unusable(self, request: Request[Any], what: str, reason: str) -> None:
         if reason in ("refused", "content filter"):  # which is for the text, and not for the run

@@ -208,16 +208,24 @@ class Ledger:
 
     def answer(self, request: str) -> Answer | None:
         """The answer to a request by its hash, if it was ever answered."""
+        _, value = self._stored(request)
+        return None if value is None else Answer(**{name: value[name] for name in value if name not in ("model", "line")})
+
+    def is_forgotten(self, line: str) -> bool:
+        """Whether an answer from a file was forgotten; ``line`` is the hash by which it was stored."""
+        return self._stored(line)[0]
+
+    def _stored(self, key: str) -> tuple[bool, Any]:
+        """Whether there is a row of answers with a key, and what the last one holds."""
         with _errors(self.path):
             query = "SELECT number, row FROM answers WHERE key = ? ORDER BY number DESC LIMIT 1"
-            if (found := self._reader.execute(query, (request,)).fetchone()) is None:
-                return None
-            value = self._value(_TABLES.index("answers"), found[0], found[1], request)
-        return None if value is None else Answer(**{name: value[name] for name in value if name != "model"})
+            if (found := self._reader.execute(query, (key,)).fetchone()) is None:
+                return False, None
+            return True, self._value(_TABLES.index("answers"), found[0], found[1], key)
 
-    async def keep_answer(self, request: str, model: str, answer: Answer) -> None:
-        """Store an answer; returns when it is on disk."""
-        await self._write("answers", request, {"model": model, **asdict(answer)})
+    async def keep_answer(self, request: str, model: str, answer: Answer, line: str = "") -> None:
+        """Store an answer; returns when it is on disk. ``line`` is the hash of its line, if it came in a file."""
+        await self._write("answers", request, {"model": model, **asdict(answer)} | ({"line": line} if line else {}))
 
     async def keep_outcome(self, outcome: Outcome) -> None:
         """Store how a record ended; returns when it is on disk."""
@@ -239,10 +247,13 @@ class Ledger:
             return Outcome(position, *self._value(_TABLES.index("outcomes"), number, row, str(position)))
 
     def forget_failures(self) -> None:
-        """Drop the answers that made records fail, so that they are asked for anew, and those records' outcomes."""
+        """Drop the answers that made records fail, so that they are asked for anew, and those records' outcomes. Lines of
+        files in which they came are noted under their hashes: they do not count again."""
         failed = [self._outcome(position) for position, status in self.statuses().items() if status == "failed"]
         requests = [request for outcome in failed for request in outcome.record.get("bad_requests", ())]
-        contents = [_Content(_TABLES.index("answers"), request, None) for request in requests]
+        values = [value for request in requests if (value := self._stored(request)[1]) is not None]
+        requests += [value["line"] for value in values if "line" in value]
+        contents = [_Content(_TABLES.index("answers"), request, None) for request in dict.fromkeys(requests)]
         contents += [_Content(_TABLES.index("outcomes"), str(outcome.position), None) for outcome in failed]
         self._commit(contents)
         self._learn_all(contents)

@@ -5,9 +5,11 @@ import json
 import math
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -27,11 +29,14 @@ OPENAI_URL = "https://api.openai.com/v1"
 _LONGEST_WAIT = 120.0
 """Seconds; a run does not wait longer, however a server asks."""
 
+_MOST_BYTES, _MOST_OF_FILE = 1 << 24, 1 << 30
+"""Of a reply, and of the answers of a job; a longer one is not read to its end."""
+
 _CODES = (
-    "content_filter", "context_length_exceeded", "insufficient_quota", "invalid_prompt", "invalid_request_error",
-    "invalid_schema", "invalid_type", "invalid_value", "missing_required_parameter", "model_not_found",
-    "rate_limit_exceeded", "server_error", "string_above_max_length", "token_limit_exceeded", "unknown_parameter",
-    "unsupported_parameter", "unsupported_value",
+    "batch_cancelled", "batch_expired", "content_filter", "context_length_exceeded", "insufficient_quota",
+    "invalid_prompt", "invalid_request_error", "invalid_schema", "invalid_type", "invalid_value",
+    "missing_required_parameter", "model_not_found", "rate_limit_exceeded", "server_error", "string_above_max_length",
+    "token_limit_exceeded", "unknown_parameter", "unsupported_parameter", "unsupported_value",
 )  # fmt: skip
 """Codes of errors that may be shown; another one is a server's own words."""
 
@@ -79,10 +84,34 @@ def connect(base_url: str | None, timeout: float, connections: int) -> openai.As
             default_headers=basic,
             max_retries=0,
             timeout=timeout,
-            http_client=openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=connections)),
+            http_client=openai.DefaultAioHttpClient(
+                limits=httpx2.Limits(max_connections=connections),
+                event_hooks={"response": [_read_bounded]},
+            ),
         )
     except httpx2.InvalidURL as error:
         raise Stop(f"--base-url {base_url}: this is no address, expected one as http://localhost:8000/v1") from error
+
+
+async def _read_bounded(response: httpx2.Response) -> None:
+    """Read a reply here unless it is short by its header: what a few bytes inflate to must not fill the memory.
+
+    Raises:
+        httpx2.DecodingError: It is longer than any answer.
+    """
+    most = _MOST_OF_FILE if response.request.url.path.endswith("/content") else _MOST_BYTES
+    if "content-encoding" not in response.headers and int(response.headers.get("content-length", most + 1)) <= most:
+        return
+    body = bytearray()
+    reading = httpx2.Response(
+        response.status_code, headers=response.headers, stream=response.stream, request=response.request
+    )
+    async for part in reading.aiter_bytes():  # inflated in pieces
+        body += part
+        if len(body) > most:
+            raise httpx2.DecodingError("longer than any answer")
+    response.headers.pop("content-encoding", None)
+    response.stream = httpx2.ByteStream(bytes(body))
 
 
 @dataclass(frozen=True)
@@ -110,14 +139,12 @@ class LiveTransport:
         try:
             with anyio.fail_after(timeout):  # the client's own timeout starts anew with each byte
                 data = (await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)).content
-        except (TimeoutError, openai.APIError) as error:
+        except Exception as error:
             if not any(isinstance(cause, httpx2.DecodingError) for cause in _causes(error)):  # that is an unreadable answer
-                failure: Refused | NoAnswer | Stop = NoAnswer("timed out", sent=True)
-                if isinstance(error, openai.APIError):
-                    failure = explain(error, str(self.client.base_url), model)
+                failure = explain(error, str(self.client.base_url), model)
                 if isinstance(failure, NoAnswer) and failure.sent:
                     failure.cost = await keep_possibly_paid(self.ledger, self.prices, model, most)
-                raise failure from error
+                raise failure from (error if isinstance(error, openai.APIError) else None)  # another one may show the key
         except anyio.get_cancelled_exc_class():
             await keep_possibly_paid(self.ledger, self.prices, model, most)
             raise
@@ -134,12 +161,15 @@ async def keep_possibly_paid(ledger: Ledger, prices: Prices, model: str, most: t
     return cost
 
 
-def explain(error: openai.APIError, url: str, model: str | None = None) -> Refused | NoAnswer | Stop:
-    """What an error of the client means; nothing in its text is the server's. ``model`` is the one that was asked."""
+def explain(error: Exception, url: str, model: str | None = None) -> Refused | NoAnswer | Stop:
+    """What an error of the client or its transport means; nothing in its text is the server's. ``model`` is the one that
+    was asked."""
     url = str(httpx2.URL(url).copy_with(userinfo=b"")).rstrip("/")
     if isinstance(error, openai.APIConnectionError):
         return _explain_connection(error)
-    if not isinstance(error, openai.APIStatusError):
+    if isinstance(error, TimeoutError):
+        return NoAnswer("timed out", sent=True)
+    if not isinstance(error, openai.APIStatusError):  # the transport lets its own errors through where a reply is no HTTP
         return NoAnswer("an answer that is none", sent=True)
     status, code = error.status_code, error_code(error.code, error.type)
     wait = _wait(error.response.headers)
@@ -152,7 +182,7 @@ def explain(error: openai.APIError, url: str, model: str | None = None) -> Refus
         return Stop(f"{url}: the account's quota is used up (status {status})")
     if status in (408, 409, 429) or status >= 500:
         if wait is not None and wait > _LONGEST_WAIT:
-            return Stop(f"{url} asks to wait {wait:.0f} s (status {status}): run the same command then")
+            return Stop(f"{url} asks to wait {wait:.6g} s (status {status}): run the same command then")
         return NoAnswer(f"status {status}", wait)
     return refused(status, error.body)
 
@@ -202,9 +232,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _wait(headers: httpx2.Headers) -> float | None:
-    """Seconds that a server asks to wait, if it names them."""
+    """Seconds that a server asks to wait, if it names them or a time."""
+    asked = headers.get("retry-after", "")
     try:
-        wait = float(headers.get("retry-after", ""))
+        wait = float(asked)
     except ValueError:
-        return None
+        try:
+            wait = max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+        except (ValueError, OverflowError, OSError):
+            return None
     return wait if math.isfinite(wait) and wait >= 0 else None

@@ -7,9 +7,9 @@ only an instruction can tell apart (after Dual-View Training, arXiv:2604.18845).
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from pathlib import Path
 
 import bm25s
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from dataset_builder.files import write_parquet
-from dataset_builder.quality import NEAR, jaccard, normalised, words
+from dataset_builder.quality import is_near_copy, words
 from sentence_transformers_inf.reading import parquet_batches
 from sentence_transformers_inf.recipe import write_whole
 
@@ -29,8 +29,10 @@ CANDIDATES = 3
 
 _DEPTH = 50
 """Passages that each of the two searches finds."""
+_DEEPER = 1000
+"""As many, where too many of those are near copies."""
 _FUSED = 20
-"""Of them, so many are compared with the pair's own passage."""
+"""Of them, near copies aside, so many are ordered by how close they are."""
 _FUSION = 60
 """The constant of reciprocal rank fusion."""
 _FREQUENT = 0.1
@@ -77,67 +79,79 @@ class Miner:
             query_vectors: Q×d, their embeddings.
             known: The passage that is known to answer each; it is one of the corpus.
         """
-        depth = min(_DEPTH, len(self.passages))
         query_vectors = _unit(query_vectors)
-        with ThreadPoolExecutor(1) as pool:  # FAISS lets Python go on
-            searching = pool.submit(self._index.search, query_vectors, depth)
-            tokens = self._tokenizer.tokenize(queries, update_vocab=False, allow_empty=False, show_progress=False)
-            rare = ([token for token in of_query if token not in self._frequent] for of_query in tokens)
-            by_words = [self._by_words(of_query) for of_query in rare]
-            _, by_vectors = searching.result()
-        found = zip(query_vectors, by_vectors.tolist(), by_words, known)
-        return [self._closest(*of_query) for of_query in found]
+        tokens = self._tokenizer.tokenize(queries, update_vocab=False, allow_empty=False, show_progress=False)
+        rare = [[token for token in of_query if token not in self._frequent] for of_query in tokens]
+        found = self._search(query_vectors, rare, known, _DEPTH)
+        again = [n for n, texts in enumerate(found) if len(texts) < CANDIDATES and len(self.passages) > _DEPTH]
+        if again:
+            deeper = self._search(query_vectors[again], [rare[n] for n in again], [known[n] for n in again], _DEEPER)
+            for n, texts in zip(again, deeper):
+                found[n] = texts
+        return found
 
-    def _by_words(self, tokens: list[int]) -> list[int]:
+    def _search(
+        self, vectors: NDArray[np.float32], tokens: list[list[int]], known: Sequence[str], depth: int
+    ) -> list[list[str]]:
+        with ThreadPoolExecutor(1) as pool:  # FAISS lets Python go on
+            searching = pool.submit(self._index.search, vectors, min(depth, len(self.passages)))
+            by_words = [self._by_words(of_query, depth) for of_query in tokens]
+            _, by_vectors = searching.result()
+        return [self._closest(*of_query) for of_query in zip(vectors, by_vectors.tolist(), by_words, known)]
+
+    def _by_words(self, tokens: list[int], depth: int) -> list[int]:
         """The best passages by BM25, of those that hold one of the words."""
         if not tokens:
             return []
         scores = self._bm25.get_scores(tokens)
-        holding = np.flatnonzero(scores >= self._least(tokens, scores))
-        if len(holding) > _DEPTH:  # by score, then by row: ties must not depend on how the array is partitioned
-            least = np.partition(scores[holding], -_DEPTH)[-_DEPTH]
+        holding = np.flatnonzero(scores >= self._least(tokens, scores, depth))
+        if len(holding) > depth:  # by score, then by row: ties must not depend on how the array is partitioned
+            least = np.partition(scores[holding], -depth)[-depth]
             holding = holding[scores[holding] >= least]
-        best = holding[np.argsort(-scores[holding], kind="stable")[:_DEPTH]]
+        best = holding[np.argsort(-scores[holding], kind="stable")[:depth]]
         return [int(row) for row in best]
 
-    def _least(self, tokens: list[int], scores: NDArray[np.float32]) -> float:
+    def _least(self, tokens: list[int], scores: NDArray[np.float32], depth: int) -> float:
         """A score that the best passages have at least: what the best that hold the rarest word have, if they are enough.
 
         Few passages are left to sort by it.
         """
         begins, rows = self._bm25.scores["indptr"], self._bm25.scores["indices"]
         lengths = [(int(begins[token + 1] - begins[token]), token) for token in tokens]
-        rarest = min((each for each in lengths if each[0] >= _DEPTH), default=None)
+        rarest = min((each for each in lengths if each[0] >= depth), default=None)
         above_nothing = float(np.finfo(np.float32).tiny)
         if rarest is None:
             return above_nothing
         holding = scores[rows[begins[rarest[1]] : begins[rarest[1] + 1]]]
-        return max(above_nothing, float(np.partition(holding, -_DEPTH)[-_DEPTH]))
+        return max(above_nothing, float(np.partition(holding, -depth)[-depth]))
 
     def _closest(self, query: NDArray[np.float32], by_vectors: list[int], by_words: list[int], known: str) -> list[str]:
         scores: dict[int, float] = {}
         for ranking in (by_vectors, by_words):
             for rank, row in enumerate(ranking, start=1):
                 scores[row] = scores.get(row, 0.0) + 1 / (_FUSION + rank)
-        rows = sorted(scores, key=lambda row: (-scores[row], row))[:_FUSED]
         of_known = self._row_of[known]
-        near = _unit(self.vectors[rows]) @ (query + _unit(self.vectors[[of_known]])[0])
-        seen, texts = [(normalised(known), self._word_pairs(of_known))], []
-        for at in np.argsort(-near, kind="stable"):
-            text = self.passages[rows[at]]
-            plain, pairs = normalised(text), self._word_pairs(rows[at])
-            if any(plain == earlier or jaccard(pairs, of_earlier) >= NEAR for earlier, of_earlier in seen):
-                continue
-            seen.append((plain, pairs))
-            texts.append(text)
-            if len(texts) == CANDIDATES:
-                break
+        to_both = query + _unit(self.vectors[[of_known]])[0]
+        seen = [self._word_pairs(of_known)]
+        texts: list[str] = []
+
+        def new(rows: Iterable[int]) -> Iterator[tuple[int, set[int]]]:
+            """Rows that are near copies of nothing that was seen, with their word pairs."""
+            pairs = ((row, self._word_pairs(row)) for row in rows)
+            return (item for item in pairs if not any(is_near_copy(item[1], earlier) for earlier in seen))
+
+        ranked = new(sorted(scores, key=lambda row: (-scores[row], row)))
+        while len(texts) < CANDIDATES and (block := [row for row, _ in islice(ranked, _FUSED)]):
+            near = _unit(self.vectors[block]) @ to_both
+            for row, pairs in islice(new(block[at] for at in np.argsort(-near, kind="stable")), CANDIDATES - len(texts)):
+                seen.append(pairs)
+                texts.append(self.passages[row])
         return texts
 
-    def _word_pairs(self, row: int) -> set[tuple[int, ...]]:
-        """As :func:`~dataset_builder.quality.word_pairs`, of words that are numbers."""
-        tokens = self._tokens[self._begins[row] : self._begins[row + 1]].tolist()
-        return set(pairwise(tokens)) or {(token,) for token in tokens}
+    def _word_pairs(self, row: int) -> set[int]:
+        """As :func:`~dataset_builder.quality.word_pairs`, each pair (or single word) a number."""
+        tokens = self._tokens[self._begins[row] : self._begins[row + 1]].astype(np.int64)
+        return set((tokens[:-1] << 32 | tokens[1:]).tolist()) or set((~tokens).tolist())
 
 
 def mine(

@@ -24,6 +24,9 @@ _BANDS, _BAND_ROWS = 8, 8
 NEAR = 0.8
 """Jaccard similarity of word pairs from which two texts count as near duplicates."""
 
+CONTAINED = 0.9
+"""Share of the word pairs of a passage from which it counts as contained in another one: under a title, for example."""
+
 _BUCKET, _COMPARED = 128, 32
 """At most so many texts are noted of those that share a band, and so many compared with a new one, those with most bands in
 common. Only in corpora made from templates are more texts so much alike."""
@@ -81,6 +84,15 @@ def jaccard(first: Set[Any], second: Set[Any]) -> float:
     """|A ∩ B| / |A ∪ B|, 0 for two empty sets."""
     common = len(first & second)
     return common / (len(first) + len(second) - common) if first or second else 0.0
+
+
+def is_near_copy(first: Set[Any], second: Set[Any]) -> bool:
+    """Whether two texts with such word pairs are nearly the same, or nearly all of the shorter one is in the longer one.
+    Texts without words are copies of each other."""
+    if not first or not second:
+        return not first and not second
+    common, shorter = len(first & second), min(len(first), len(second))
+    return common >= CONTAINED * shorter or common >= NEAR * (len(first) + len(second) - common)
 
 
 def passage_words(document: str) -> tuple[int, int]:

@@ -146,13 +146,15 @@ async def run(
                 stack.enter_context(locked(folder))
             client = None if batch_files else connect(base_url, limits.timeout, limits.concurrency)  # checks the key first
             ledger = stack.enter_context(contextlib.closing(Ledger(path, build)))
+            if retry_failed:
+                ledger.forget_failures()
             async with contextlib.nullcontext() if client is None else client:
                 transport: LiveTransport | BatchTransport | FileTransport
                 if client is None:
                     assert batch_files is not None
                     transport = FileTransport(batch_files, ledger, prices, log)
-                    transport.read_answers()
                     stack.callback(transport.end)
+                    transport.read_answers()
                 elif batch:
                     transport = BatchTransport(client, ledger, prices, batch_poll, limits.batch_tokens, log)
                 else:
@@ -162,14 +164,15 @@ async def run(
                 if isinstance(transport, BatchTransport):
                     await drive(transport.resume, 1, model, log)
                     model.recount()
-                if retry_failed:
-                    ledger.forget_failures()
 
                 def share() -> Iterator[tuple[int, dict[str, Any]]]:
                     pairs = read_prepared(folder)
                     return (item for item in pairs if item[0] % tasks == rank and item[1]["duplicate_of"] is None)
 
-                return await _run_share(share, settings, model, ledger, limits.concurrency, show_progress, log)
+                progress = await _run_share(share, settings, model, ledger, limits.concurrency, show_progress, log)
+                if isinstance(transport, FileTransport):
+                    transport.remove_questions()
+                return progress
     except LedgerError as error:
         raise Stop(str(error)) from error
 
@@ -233,7 +236,7 @@ async def drive(
     clock = asyncio.get_running_loop().time
     end = None
     with _interrupting(model, log):
-        pending = {asyncio.create_task(guarded()) for _ in range(count)}
+        tasks = pending = {asyncio.create_task(guarded()) for _ in range(count)}
         try:
             while pending and (end is None or clock() < end):
                 done, pending = await asyncio.wait(pending, timeout=0.5)
@@ -245,8 +248,8 @@ async def drive(
         finally:
             for task in pending:
                 task.cancel()
-            if pending:  # what is cut off in flight is noted as possibly paid
-                await asyncio.wait(pending)
+            # What is cut off in flight is noted as possibly paid; errors beside the first are taken, or asyncio prints them.
+            await asyncio.gather(*tasks, return_exceptions=True)
     if model.stopped is not None:
         raise model.stopped
 

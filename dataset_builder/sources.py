@@ -71,7 +71,7 @@ def read_corpus(source: str | Path, split: str = "train") -> Iterator[str]:
         split: Of a Hub dataset.
 
     Raises:
-        ValueError: No such column, or an empty passage.
+        ValueError: No such column, an empty passage, or a file with fewer than two.
         FileNotFoundError: No such file, folder or Hub dataset.
     """
     path = Path(source)
@@ -80,10 +80,7 @@ def read_corpus(source: str | Path, split: str = "train") -> Iterator[str]:
             raise ValueError(
                 f"{path}: a BEIR folder has corpus.jsonl, and this one does not; name a file, or another folder"
             )
-        for where, _, text in read_beir_texts(corpus):
-            if not text:
-                raise ValueError(f"{where}, column 'text': the passage is empty")
-            yield text
+        yield from read_passages(corpus)
     elif path.is_file() or is_table(path) or path.is_absolute() or str(source).count("/") != 1:
         yield from read_passages(path)
     else:

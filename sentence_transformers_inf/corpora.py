@@ -300,10 +300,10 @@ def passage_of(row: dict[str, Any], where: str) -> str:
     column = next((name for name in TEXT_COLUMNS if name in row), None)
     if column is None:
         raise ValueError(f"{where}: expected a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(row)}")
-    text = text_in(row, column, where)
-    if not text.strip():
+    passage = f"{text_in(row, 'title', where)} {text_in(row, column, where)}".strip()
+    if not passage:
         raise ValueError(f"{where}, column {column!r}: the passage is empty; take the row out")
-    return f"{text_in(row, 'title', where)} {text}".strip()
+    return passage
 
 
 def read_ids(source: str | Path, size: int) -> list[str]:

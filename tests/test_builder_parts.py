@@ -32,7 +32,7 @@ from dataset_builder.ledger import Ledger
 from dataset_builder.live import LiveTransport, connect
 from dataset_builder.prices import Prices
 from dataset_builder.quality import Duplicates, jaccard, tuple_problem, word_pairs, words
-from dataset_builder.sources import read_pairs
+from dataset_builder.sources import read_corpus, read_pairs
 from sentence_transformers_inf import load_records
 from sentence_transformers_inf.reading import RecordError, read_table
 from sentence_transformers_inf.records import INSTRUCTION_TYPES
@@ -128,6 +128,23 @@ def test_a_sample_takes_every_pair_equally_often(tmp_path):
     counts = Counter(pair.id for seed in range(400) for pair in read_pairs(path, sample=5, seed=seed))
     assert set(counts) == {row["id"] for row in PAIRS}
     assert all(60 < count < 140 for count in counts.values())  # 100 expected, standard deviation 8.7
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_corpus_is_read_alike_as_a_folder_and_as_a_file(tmp_path, kind):
+    source = tmp_path if kind == "folder" else tmp_path / "corpus.jsonl"
+
+    def passages(*rows):
+        write_json_lines(
+            tmp_path / "corpus.jsonl", [{"_id": str(n), "title": t, "text": x} for n, (t, x) in enumerate(rows)]
+        )
+        return list(read_corpus(source))
+
+    assert passages(("", "one"), ("Title", "two"), ("Title alone", "")) == ["one", "Title two", "Title alone"]
+    with pytest.raises(ValueError, match="row 2, column 'text': the passage is empty; take the row out"):
+        passages(("", "one"), ("", " "), ("", "three"))
+    with pytest.raises(ValueError, match=r"a corpus of 1 passage\(s\) cannot be ranked; give it at least two"):
+        passages(("", "one"))
 
 
 @pytest.mark.parametrize("header", [True, False])

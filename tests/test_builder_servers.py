@@ -1,12 +1,18 @@
 """`inf-ir` against servers that are odd, useless, silent, greedy or picky: nothing is lost, and the budget holds."""
 
 import asyncio
+import contextlib
+import gc
+import gzip
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
+import traceback
+import tracemalloc
+import zlib
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -19,15 +25,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from dataset_builder import batches, language_model, stages
+from dataset_builder import batches, language_model, live, stages
 from dataset_builder.chat import Request
-from dataset_builder.errors import BadAnswer, Stop
+from dataset_builder.errors import BadAnswer, NoAnswer, Refused, Stop
 from dataset_builder.judging import break_control_tokens
 from dataset_builder.language_model import LanguageModel, Limits
 from dataset_builder.ledger import Ledger
 from dataset_builder.live import LiveTransport, connect
 from dataset_builder.models import known, longest_passage
 from dataset_builder.prices import Prices
+from dataset_builder.run import drive
 from dataset_builder.server import local_server
 from tests.test_builder import (  # noqa: F401 - fixtures
     HERE,
@@ -150,6 +157,140 @@ def test_odd_answers_do_not_end_judging(serve, tmp_path):  # noqa: F811
     assert result.returncode == 0, result.stderr
     labels = (tmp_path / "labels.jsonl").read_text(encoding="utf-8").splitlines()
     assert 10 < len(labels) < 90
+
+
+NO_HTTP = {
+    "a banner": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "an alert": b"\x15\x03\x01\x00\x02\x02\x16",
+    "a long header": b"HTTP/1.1 200 OK\r\nX-Big: " + b"a" * 9000 + b"\r\nContent-Length: 2\r\n\r\n{}",
+    "a length below zero": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
+    "a bad piece": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n{}",
+    "half a reply": b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n{}",
+}
+
+
+@contextlib.asynccontextmanager
+async def speaking(said):
+    """The address of a server that says the same to whoever asks."""
+
+    async def say(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+
+
+@pytest.mark.parametrize("said", NO_HTTP.values(), ids=NO_HTTP.keys())
+def test_a_reply_that_is_no_http_is_possibly_paid_and_shows_no_key(said, tmp_path, monkeypatch):
+    monkeypatch.setattr(language_model, "MAX_RETRIES", 1)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    async def work():
+        async with speaking(said) as url, connect(url, 20, 8) as client:
+            ledger = Ledger(tmp_path / "ledger.sqlite")
+            model = LanguageModel(LiveTransport(client, ledger, Prices()), ledger, Prices(), Limits(), url)
+            asked = (model.ask(question(number)) for number in range(2))
+            failures = await asyncio.gather(*asked, return_exceptions=True)
+            with pytest.raises(NoAnswer) as refused:
+                await batches.BatchTransport(client, ledger, Prices(), 0, None, str)._call(client.files.content("a"))
+            ledger.close()
+            return [*failures, refused.value], ledger.totals(), model.usage.cost
+
+    failures, totals, cost = asyncio.run(work())
+    assert all(isinstance(failure, BadAnswer | NoAnswer) for failure in failures)
+    assert "2 times" in str(failures[0])
+    assert totals["o3-mini (possibly paid)"]["requests"] == 4
+    assert cost == pytest.approx(totals["o3-mini (possibly paid)"]["cost"])
+    for failure in failures:
+        assert KEY not in "".join(traceback.format_exception(failure))
+
+
+def test_errors_beside_the_first_are_taken(tmp_path):
+    """Else asyncio prints them when they are thrown away, with all they hold."""
+    printed = []
+
+    async def work(model):
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: printed.append(context))
+
+        async def fail():
+            raise RuntimeError("of a worker")
+
+        with pytest.raises(RuntimeError):
+            await drive(fail, 3, model, str)
+        gc.collect()
+
+    asking(tmp_path, lambda body: b"", work)
+    assert not printed
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", None])
+def test_a_reply_is_not_read_beyond_what_an_answer_can_be(encoding, tmp_path):
+    sent, size = [], 64 << 20
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31 if encoding == "gzip" else 15)
+    packed = packer.compress(b" " * size) + packer.flush()
+
+    async def pieces():
+        for _ in range(size >> 20):
+            yield b" " * (1 << 20)
+
+    def respond(body):
+        sent.append(body)
+        headers = {} if encoding is None else {"Content-Encoding": encoding}
+        return web.Response(body=pieces() if encoding is None else packed, headers=headers)
+
+    async def work(model):
+        tracemalloc.start()
+        with pytest.raises(BadAnswer, match="unreadable answer"):
+            await model.ask(question())
+        return tracemalloc.get_traced_memory()[1]
+
+    try:
+        assert asking(tmp_path, respond, work) < size
+    finally:
+        tracemalloc.stop()
+    assert len(sent) == 2
+
+
+def test_a_compressed_answer_is_read(tmp_path):
+    def respond(body):
+        packed = gzip.compress(json.dumps(completion()).encode())
+        return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
+
+    async def work(model):
+        return await model.ask(question())
+
+    assert asking(tmp_path, respond, work) == stages.Choice(answer="A")
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"),
+    [("3", 3), ("Wed, 21 Oct 2026 07:28:05 GMT", 5), ("Wed, 21 Oct 2026 07:27:00 GMT", 0), ("x", None), ("-5", None)],
+)
+def test_a_server_names_seconds_or_a_time(asked, waited, tmp_path, monkeypatch):
+    waits, replies = [], [web.Response(status=429, headers={"Retry-After": asked}), json.dumps(completion()).encode()]
+    monkeypatch.setattr(live.time, "time", lambda: 1792567680.0)  # 07:28:00
+
+    async def work(model):
+        async def wait(seconds):
+            waits.append(seconds)
+
+        monkeypatch.setattr(model, "_wait", wait)
+        return await model.ask(question())
+
+    assert asking(tmp_path, lambda body: replies.pop(0), work) == stages.Choice(answer="A")
+    backoff = max(waits)
+    assert backoff == waited if waited else 0 < backoff < 1
+
+
+def test_a_wait_beyond_all_measure_is_a_short_line(tmp_path):
+    async def work(model):
+        with pytest.raises(Stop, match=r"asks to wait 1e\+300 s"):
+            await model.ask(question())
+
+    asking(tmp_path, lambda body: web.Response(status=503, headers={"Retry-After": "1e300"}), work)
 
 
 ODD_TEXTS = st.one_of(
@@ -440,6 +581,14 @@ def test_odd_rows_of_a_job_fail_at_most_themselves(clean_build, serve, pairs, tm
     assert outcomes(output) == found
 
 
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422, 429, 500])
+def test_a_row_about_the_key_or_the_moment_refuses_no_question(status):
+    row = json.dumps({"custom_id": "a", "response": {"status_code": status, "body": {}}}).encode()
+    key, result, _ = batches.read_row(row, {"a": ["gpt-4o-mini", 1, 1]}, Prices())
+    assert key == "a"
+    assert isinstance(result, Refused if status in (400, 413, 422) else NoAnswer)
+
+
 # Money and limits
 
 
@@ -524,6 +673,27 @@ def test_a_refused_connection_is_called_one(pairs, tmp_path, monkeypatch):  # no
     assert "no address of a server" in only_error(inf_ir(*command(pairs(40), tmp_path / "out", "http://[::1/v1")))
     result = inf_ir(*command(pairs(40), tmp_path / "out", "http://127.0.0.1:9/v1"), key="sk-…")
     assert "OPENAI_API_KEY holds a character that no key has" in only_error(result)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_question_that_is_in_flight_is_not_asked_twice(fails, tmp_path):
+    sent = []
+
+    def respond(body):
+        sent.append(body)
+        if fails and len(sent) == 1:
+            return web.json_response({"error": {"message": "no"}}, status=400)
+        return json.dumps(completion()).encode()
+
+    async def work(model):
+        answers = await asyncio.gather(*(model.ask(question()) for _ in range(5)), return_exceptions=True)
+        return answers, model.usage.requests
+
+    (first, *others), requests = asking(tmp_path, respond, work)
+    assert isinstance(first, BadAnswer) if fails else first == stages.Choice(answer="A")
+    assert others == [stages.Choice(answer="A")] * 4
+    assert len(sent) == 1 + fails
+    assert requests == 1
 
 
 # Ctrl-C and SIGTERM

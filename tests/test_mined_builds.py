@@ -1,6 +1,7 @@
 """Builds on passages that exist: mined, contrasted, judged; and questions and answers that travel as files."""
 
 import json
+import os
 import shutil
 from collections import Counter
 
@@ -146,16 +147,164 @@ def test_answers_that_are_cut_repeated_or_of_another_build_are_one_line_each(pai
     (files / "d.jsonl").write_text(lines[0].replace(json.loads(lines[0])["custom_id"], "of-another-build") + "\n")
     result = inf_ir(*arguments, key=None)
     assert result.returncode == 3, result.stderr
-    told = {line.split(": ")[0].rsplit("/", 1)[-1]: line for line in result.stderr.splitlines() if ".jsonl: " in line}
-    assert "4 answers accepted" in told["a.jsonl"] or "2 given twice" in told["a.jsonl"]
-    assert "3 answers accepted, 1 of its lines cannot be read" in told["b.jsonl"]
-    assert "refused, none of its 1 answers is to a question of this build" in told["d.jsonl"]
+    said = told(result)
+    assert "4 answers accepted" in said["a.jsonl"]
+    assert "3 answers accepted, 1 of its lines cannot be read" in said["b.jsonl"]
+    assert "4 answers accepted, 2 given twice, counted once" in said["c.jsonl"]
+    assert "refused, none of its 1 answers is to an open question of this build" in said["d.jsonl"]
     open_now = {json.loads(line)["custom_id"] for line in (files / "requests.jsonl").read_text().splitlines()}
     assert json.loads(lines[7])["custom_id"] in open_now  # the one that was cut is asked again
     assert sum(total["requests"] for total in report(tmp_path / "out")["usage"].values()) == 11
     again = inf_ir(*arguments, key=None)
     assert "known before" in again.stderr
     assert sum(total["requests"] for total in report(tmp_path / "out")["usage"].values()) == 11
+
+
+@pytest.fixture
+def asking(pairs, tmp_path):  # noqa: F811
+    """A build of six pairs by files that has written its first questions, and their answers."""
+    files = tmp_path / "files"
+    arguments = command(pairs(6), tmp_path / "out", None, "--batch-files", files)
+    assert inf_ir(*arguments, key=None).returncode == 3
+    return arguments, files, answers_to(files / "requests.jsonl")
+
+
+def told(result):
+    """By name of a file: what a run says of it."""
+    return {line.split(": ")[0].rsplit("/", 1)[-1]: line for line in result.stderr.splitlines() if ": " in line}
+
+
+def open_questions(files):
+    return {json.loads(line)["custom_id"] for line in (files / "requests.jsonl").read_text(encoding="utf-8").splitlines()}
+
+
+def with_response(line, **response):
+    return json.dumps({"custom_id": json.loads(line)["custom_id"], "response": response, "error": None})
+
+
+def requests_counted(output):
+    return {model: total["requests"] for model, total in report(output)["usage"].items()}
+
+
+def test_questions_are_written_over_no_other_file(asking, pairs, tmp_path):  # noqa: F811
+    arguments, files, lines = asking
+    own = (files / "requests.jsonl").read_bytes()
+    other = command(pairs(2), tmp_path / "other", None, "--batch-files", files)
+    assert "did not write this file: move it away" in only_error(inf_ir(*other, key=None))
+    assert (files / "requests.jsonl").read_bytes() == own
+    for text in ("\n".join(lines), '{"query": "q", "passage": "p"}\n', ""):
+        (files / "requests.jsonl").write_text(text)
+        assert "did not write this file: move it away" in only_error(inf_ir(*arguments, key=None))
+        assert (files / "requests.jsonl").read_text() == text
+    (files / "requests.jsonl").rename(files / "away.jsonl")
+    assert inf_ir(*arguments, key=None).returncode == 3
+    assert (files / "requests.jsonl").read_bytes() == own
+
+
+def test_rows_of_errors_leave_their_questions_open(asking, tmp_path):
+    arguments, files, lines = asking
+    statuses = (401, 402, 403, 404, 429, 500)
+    rows = [with_response(line, status_code=status, body={}) for line, status in zip(lines, statuses)]
+    expired = {"response": None, "error": {"code": "batch_expired", "message": "words of a server"}}
+    odd = [json.dumps({"custom_id": json.loads(line)["custom_id"], **expired}) for line in lines[:3]]
+    odd.append(json.dumps({"custom_id": "x", "response": None, "error": "words of a server"}))
+    (files / "a.jsonl").write_text("\n".join(rows))
+    (files / "b.jsonl").write_text("\n".join(odd))
+    before = open_questions(files)
+    result = inf_ir(*arguments, key=None)
+    assert result.returncode == 3, result.stderr
+    said = told(result)
+    assert "0 answers accepted, 6 errors: status 401 (1), status 402 (1)" in said["a.jsonl"]
+    assert "0 answers accepted, 4 errors: batch_expired (3), no status (1)" in said["b.jsonl"]
+    assert "words of a server" not in result.stderr
+    assert open_questions(files) == before
+    assert report(tmp_path / "out")["failed"] == 0
+
+
+def test_a_refusal_fails_its_record_until_it_is_asked_anew(asking, tmp_path):
+    arguments, files, lines = asking
+    rows = [with_response(line, status_code=400, body={"error": {"message": "no"}}) for line in lines[:2]]
+    (files / "a.jsonl").write_text("\n".join([*rows, *lines[2:]]))
+    result = inf_ir(*arguments, key=None)
+    assert "4 answers accepted, 2 refusals" in told(result)["a.jsonl"]
+    assert report(tmp_path / "out")["reasons"] == {"instruct: the server refuses the request (status 400)": 2}
+    refused = {json.loads(line)["custom_id"] for line in lines[:2]}
+    assert not refused & open_questions(files)
+    for _ in range(2):
+        result = inf_ir(*arguments, "--retry-failed", key=None)
+        assert "4 known before, 2 forgotten by --retry-failed" in told(result)["a.jsonl"]
+        assert refused < open_questions(files)
+    (files / "b.jsonl").write_text("\n".join(lines[:2]))
+    assert "2 answers accepted" in told(inf_ir(*arguments, key=None))["b.jsonl"]
+    assert report(tmp_path / "out")["failed"] == 0
+
+
+def test_an_answer_that_was_forgotten_does_not_come_back(asking, tmp_path):
+    arguments, files, lines = asking
+    useless = completed(lines, "no json here")
+    for name in ("z1.jsonl", "z2.jsonl"):  # the second one answers the repairs
+        (files / name).write_text("\n".join(useless))
+        result = inf_ir(*arguments, "--max-failed", 1, key=None)
+        useless = completed(answers_to(files / "requests.jsonl"), "nor here") if result.returncode == 3 else []
+    assert report(tmp_path / "out")["failed"] == 6
+    assert requests_counted(tmp_path / "out") == {"gpt-4o-mini": 12}
+    (files / "a.jsonl").write_text("\n".join(lines))
+    (files / "z3.jsonl").write_text("\n".join(json.dumps(json.loads(line), indent=None, sort_keys=True) for line in useless))
+    result = inf_ir(*arguments, "--retry-failed", key=None)
+    assert result.returncode == 3, result.stderr
+    said = told(result)
+    assert "6 answers accepted" in said["a.jsonl"]
+    assert "0 answers accepted, 6 forgotten by --retry-failed" in said["z1.jsonl"]
+    assert "0 answers accepted, 6 forgotten by --retry-failed" in said["z2.jsonl"]
+    assert requests_counted(tmp_path / "out") == {"gpt-4o-mini": 18}
+    inf_ir(*arguments, "--retry-failed", key=None)
+    assert requests_counted(tmp_path / "out") == {"gpt-4o-mini": 18}
+
+
+def completed(lines, content):
+    """The same rows of answers with another text."""
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row["response"]["body"]["choices"][0]["message"]["content"] = content
+    return [json.dumps(row) for row in rows]
+
+
+def test_answers_that_contradict_are_told_and_the_first_counts(asking):
+    arguments, files, lines = asking
+    (files / "a.jsonl").write_text("\n".join(lines))
+    (files / "b.jsonl").write_text("\n".join(completed(lines, '{"instruction": "Only pages of a second answer, please."}')))
+    said = told(inf_ir(*arguments, key=None))
+    assert "6 answers accepted" in said["a.jsonl"]
+    assert "0 answers accepted, 6 given twice, with different answers: the first counted" in said["b.jsonl"]
+    assert "second answer" not in (files / "requests.jsonl").read_text()
+
+
+def test_what_is_no_file_of_answers_is_a_line_and_hangs_nothing(asking):
+    arguments, files, lines = asking
+    (files / "folder.jsonl").mkdir()
+    os.mkfifo(files / "pipe.jsonl")
+    (files / "packed.jsonl.gz").write_bytes(b"\x1f\x8b")
+    (files / "A.JSONL").write_text(
+        "\n".join([*lines, json.dumps({"custom_id": "\ud800", "response": {"status_code": 200}})])
+    )
+    said = told(inf_ir(*arguments, key=None))
+    for name in ("folder.jsonl", "pipe.jsonl", "packed.jsonl.gz"):
+        assert "passed over, answers are read from plain files named .jsonl: unpack or rename it" in said[name]
+    assert "6 answers accepted, 1 to no open question" in said["A.JSONL"]
+
+
+def test_answers_in_files_are_no_requests_and_may_tell_no_usage(asking, tmp_path):
+    arguments, files, lines = asking
+    rows = [json.loads(line) for line in lines]
+    for row in rows[:2]:
+        del row["response"]["body"]["usage"]
+    (files / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = inf_ir(*arguments, "--max-requests", 2, "--max-cost", 0.00001, key=None)
+    assert result.returncode == 3
+    assert "6 answers accepted" in told(result)["a.jsonl"]
+    assert "6 questions are open" in result.stderr
+    assert len(open_questions(files)) == 6
+    assert requests_counted(tmp_path / "out") == {"gpt-4o-mini": 4, "gpt-4o-mini (possibly paid)": 2}
 
 
 def test_options_that_contradict_are_one_line(pairs, tmp_path):  # noqa: F811

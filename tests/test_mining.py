@@ -51,6 +51,34 @@ def test_words_find_what_vectors_miss():
     assert rare in miner.find(["zymurgist"], query, known)[0]
 
 
+LONG = " ".join(f"part {number} says much about otters" for number in range(30))
+
+
+@pytest.mark.parametrize("copies", [10, 25, 200])
+def test_near_copies_hide_no_candidate(copies):
+    """Neither those of the known passage nor those of another one, however many are closer."""
+    near = [f"{LONG} edition {number}" for number in range(copies)]
+    other = "bridges of stone and wood, and what keeps them from falling into rivers at night"
+    many = [f"{other} {number}" for number in range(copies)]
+    corpus = [LONG, *near, *many, *CORPUS]
+    vectors = embed(corpus)
+    vectors[: 1 + copies] = vectors[0]  # as close as can be
+    vectors[1 + copies : 1 + 2 * copies] = 0.9 * vectors[0] + 0.1 * embed([other])
+    (found,) = Miner(corpus, vectors).find(["otters"], vectors[:1], [LONG])
+    assert len(found) == CANDIDATES
+    assert not set(found) & {LONG, *near}
+    assert len(set(found) & set(many)) == 1
+
+
+def test_a_passage_under_a_title_is_no_second_passage():
+    own = "Otters hold hands when they sleep on the sea."
+    held = "They sleep on the sea. Otters rest there at night, and hold hands when they sleep, as a study of otters says."
+    corpus = [own, f"Sea otter facts for children, with many pictures {own}", f"{held} {own}", held, "😀", "😁", *CORPUS]
+    (found,) = Miner(corpus, embed(corpus)).find(["how do otters sleep"], embed([own]), [own])
+    assert held in found
+    assert not set(found) & set(corpus[:3])
+
+
 @pytest.mark.parametrize("dies_at", [0, 1, 2])
 def test_an_interrupted_search_goes_on(tmp_path, monkeypatch, dies_at):
     monkeypatch.setattr("dataset_builder.mining._BLOCK", 16)
