@@ -159,6 +159,14 @@ def test_odd_answers_do_not_end_judging(serve, tmp_path):  # noqa: F811
     assert 10 < len(labels) < 90
 
 
+def test_a_judge_without_a_usable_answer_has_failed(serve, tmp_path):  # noqa: F811
+    server = serve("--fault", "html")
+    arguments = ("judge", "mini", "--split", "validation", "--limit", 2, "--model", "gpt-4o", "--base-url", server.url)
+    result = inf_ir(*arguments, "--labels", tmp_path / "labels.jsonl")
+    assert result.returncode == 1, result.stderr
+    assert "0 of 2 records judged" in result.stdout
+
+
 NO_HTTP = {
     "a banner": b"SSH-2.0-OpenSSH_9.6\r\n",
     "an alert": b"\x15\x03\x01\x00\x02\x02\x16",

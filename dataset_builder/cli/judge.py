@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 from tqdm.auto import tqdm
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
-from dataset_builder.cli.options import MOST, BaseUrl, Concurrency, Effort, MaxCost, PriceList, Reasoning, Records
+from dataset_builder.cli.options import FAILED, MOST, BaseUrl, Concurrency, Effort, MaxCost, PriceList, Reasoning, Records
 from sentence_transformers_inf.cli.checks import existing, output_file, picture
 from sentence_transformers_inf.cli.display import Table, print_line, quiet
 
@@ -67,6 +67,8 @@ def judge(
     else:
         judging.judge_with_reranker(records, model, labels)
     print_line(f"{len(records) - failed} of {len(records)} records judged; the labels are in {labels}")
+    if failed == len(records):
+        raise Exit(FAILED)
 
 
 def agreement(
