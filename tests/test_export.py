@@ -311,3 +311,9 @@ def test_a_backend_wants_an_export_in_its_format(tiny, tmp_path):
     Path(tmp_path, "serving.json").write_text(json.dumps({"format": "merged"}))
     with pytest.raises(ValueError, match=r"was exported with --format merged: backend='onnx' needs --format onnx"):
         load_instruction_model(tmp_path, backend="onnx")
+    Path(tmp_path, "serving.json").write_text(json.dumps({"format": "onnx"}))
+    with pytest.raises(ValueError, match=r"serving\.json: there is no 'encoders' in it"):
+        load_instruction_model(tmp_path, backend="onnx")
+    Path(tmp_path, "serving.json").write_text("{")
+    with pytest.raises(ValueError, match=r"serving\.json: damaged"):
+        load_instruction_model(tmp_path, backend="onnx")

@@ -119,7 +119,7 @@ def read_serving(folder: str | Path) -> dict[str, Any]:
     file = Path(folder, SERVING_FILE)
     if not file.is_file():
         raise FileNotFoundError(f"{folder}: there is no {SERVING_FILE} here: make an export with inf-embed export")
-    settings: dict[str, Any] = read_json(file, dict, _KEYS)
+    settings: dict[str, Any] = read_json(file, dict, ["format"])
     return settings
 
 
@@ -133,7 +133,7 @@ def read_exported(folder: str | Path, backend: str) -> SentenceTransformer:
     Raises:
         FileNotFoundError: There is no export in the folder.
         ImportError: The backend is not installed.
-        ValueError: The export is for something else.
+        ValueError: The export is for something else, or its ``serving.json`` is damaged.
     """
     check_backend(backend)
     settings = read_serving(folder)
@@ -141,6 +141,7 @@ def read_exported(folder: str | Path, backend: str) -> SentenceTransformer:
         raise ValueError(
             f"{folder} was exported with --format {settings['format']}: backend={backend!r} needs --format {backend}"
         )
+    read_json(Path(folder, SERVING_FILE), dict, _KEYS)
     encoders: dict[str, ExportedTransformer] = {}
     for name in dict.fromkeys(settings["encoders"].values()):
         encoder = ExportedTransformer.load(str(Path(folder, name)), backend=backend)
