@@ -7,7 +7,7 @@ only an instruction can tell apart (after Dual-View Training, arXiv:2604.18845).
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -32,7 +32,7 @@ _DEPTH = 50
 _DEEPER = 1000
 """As many, where too many of those are near copies."""
 _FUSED = 20
-"""Of them, near copies aside, so many are ordered by how close they are."""
+"""Of them, so many at a time are ordered by how close they are."""
 _FUSION = 60
 """The constant of reciprocal rank fusion."""
 _FREQUENT = 0.1
@@ -134,18 +134,18 @@ class Miner:
         to_both = query + _unit(self.vectors[[of_known]])[0]
         seen = [self._word_pairs(of_known)]
         texts: list[str] = []
-
-        def new(rows: Iterable[int]) -> Iterator[tuple[int, set[int]]]:
-            """Rows that are near copies of nothing that was seen, with their word pairs."""
-            pairs = ((row, self._word_pairs(row)) for row in rows)
-            return (item for item in pairs if not any(is_near_copy(item[1], earlier) for earlier in seen))
-
-        ranked = new(sorted(scores, key=lambda row: (-scores[row], row)))
-        while len(texts) < CANDIDATES and (block := [row for row, _ in islice(ranked, _FUSED)]):
+        ranked = sorted(scores, key=lambda row: (-scores[row], row))
+        for start in range(0, len(ranked), _FUSED):  # the next ones where too many of the first are near copies
+            block = ranked[start : start + _FUSED]
             near = _unit(self.vectors[block]) @ to_both
-            for row, pairs in islice(new(block[at] for at in np.argsort(-near, kind="stable")), CANDIDATES - len(texts)):
+            for at in np.argsort(-near, kind="stable"):
+                pairs = self._word_pairs(block[at])
+                if any(is_near_copy(pairs, earlier) for earlier in seen):
+                    continue
                 seen.append(pairs)
-                texts.append(self.passages[row])
+                texts.append(self.passages[block[at]])
+                if len(texts) == CANDIDATES:
+                    return texts
         return texts
 
     def _word_pairs(self, row: int) -> set[int]:
