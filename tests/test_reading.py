@@ -218,10 +218,7 @@ def test_a_table_of_another_kind_is_refused(tmp_path):
 
 
 def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
-    try:
-        (tmp_path / "b\udcff.jsonl").write_text(json.dumps(record()))
-    except OSError:
-        pytest.skip("the file system has no such names")
+    (tmp_path / "b\udcff.jsonl").write_text(json.dumps(record()))
     for read in (load_records, read_passages):
         with pytest.raises(RecordError, match=r"b\\udcff\.jsonl': the name is not UTF-8; rename the file"):
             read(tmp_path if read is load_records else tmp_path / "b\udcff.jsonl")
