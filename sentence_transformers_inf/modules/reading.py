@@ -111,7 +111,9 @@ def _misfit(transformer: Transformer) -> str | None:
     positions = [table.num_embeddings for name, table in tables.items() if name.endswith("position_embeddings")]
     if positions and limit is not None and min(positions) < limit != _NO_LIMIT:
         return f"max_seq_length is {limit}, and it has {min(positions)} positions"
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    rows = None
+    with contextlib.suppress(NotImplementedError):  # of a model that does not begin with words
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     beyond = [word for word, number in numbers.items() if rows is not None and number >= rows and word not in special]
     if beyond:
         return f"its tokenizer knows {beyond[0]!r}, and it has embeddings of {rows} words"
