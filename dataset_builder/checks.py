@@ -65,7 +65,7 @@ def check_records(splits: dict[str, Dataset], evaluation_texts: Iterable[str] = 
             if where.setdefault(normalised(record["query_positive"]), split) != split:
                 report.add("error", "a query in two splits", name)
             columns = ("query_positive", "query_negative", "instruction_positive", "instruction_negative")
-            if any(not evaluation.isdisjoint(runs(record[column] or "", NGRAM)) for column in columns):
+            if evaluation and any(not evaluation.isdisjoint(runs(record[column] or "", NGRAM)) for column in columns):
                 report.add("error", f"{NGRAM} words of an evaluation text", name)
     for split, records in splits.items():
         for number, record in enumerate(records):

@@ -122,9 +122,9 @@ def tuple_problem(record: dict[str, Any]) -> str | None:
     for column in written:
         if not low <= len(words(record[column])) <= high:
             return f"wrong length: {column}"
+    quotable = {run for passage in ("document", *others) for run in runs(record[passage], QUOTED_WORDS)}
     for column in ("instruction_positive", "instruction_negative"):
-        said = set(runs(record[column], QUOTED_WORDS))
-        if any(not said.isdisjoint(runs(record[passage], QUOTED_WORDS)) for passage in ("document", *others)):
+        if not quotable.isdisjoint(runs(record[column], QUOTED_WORDS)):
             return f"quotes a passage: {column}"
     for column in written:
         if _NAMING.search(record[column]):
