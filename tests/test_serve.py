@@ -1,5 +1,6 @@
 """``inf-embed serve`` over real HTTP: what it gives is what the model gives, and what it refuses does not stop it."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.serving.app import create_app
+from sentence_transformers_inf.serving.batching import Batcher
 from tests.commands import call, error_line
 from tests.serving import metric, post, running
 
@@ -130,6 +132,34 @@ def test_concurrent_requests_share_batches_and_get_their_own_rows(model, tiny):
         assert metric(url, "inf_embed_batch_size_count") < 120
         assert metric(url, "inf_embed_request_seconds_count") == 120
         assert metric(url, "inf_embed_waiting_texts") == 0
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1] * 12, [3, 2, 1, 6, 1, 1, 4, 1, 1, 2, 2, 1]], ids=["one text each", "more than a batch too"]
+)
+def test_who_waits_longest_is_answered_first_whatever_it_asks_for(model, sizes):
+    answered = []
+
+    async def ask(batcher, number, size):
+        await batcher.encode([f"text {number} {row}" for row in range(size)], is_query=number % 2 == 0)
+        answered.append(number)
+
+    async def main():
+        batcher = Batcher(model, batch_size=8, common=4, max_waiting=100)
+        waiting = [asyncio.create_task(ask(batcher, number, size)) for number, size in enumerate(sizes)]
+        await asyncio.sleep(0)  # all are in the queue
+        running = asyncio.create_task(batcher.run())
+        await asyncio.gather(*waiting)
+        running.cancel()
+
+    asyncio.run(main())
+    batches, room = [], 0
+    for number, size in enumerate(sizes):
+        if size > room or not batches:
+            batches, room = [*batches, []], 4
+        batches[-1].append(number)
+        room -= size
+    assert answered == [number for batch in batches for number in sorted(batch, key=lambda each: each % 2)]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ MAX_WAITING = 8192
 """Texts of all requests that are not answered yet."""
 BATCH_SIZE = 32
 """Texts of a request that are encoded together."""
-COMMON, COMMON_ON_CPU = 64, 12
+COMMON, COMMON_ON_CPU = 64, 8
 """Texts of several requests that are. On a CPU more are no quicker, and each waits for all others of its batch."""
 
 Text = Annotated[str, MaxLen(100_000)]

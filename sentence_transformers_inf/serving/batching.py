@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class _Piece:
 
 
 class Batcher:
-    """Encodes the texts of concurrent requests in common batches, queries and passages apart, the longest waiting first.
+    """Encodes the texts of concurrent requests in common batches, those that wait longest first; queries and passages of a
+    batch apart, and each answered when it is encoded.
 
     A request of more than a batch is encoded piece by piece, and others get their turn in between. Where requests come one
     at a time, each is encoded at once. Where they come together, a batch that is not full waits a few milliseconds for more.
@@ -66,7 +68,7 @@ class Batcher:
         """Texts of requests that are not answered yet."""
         self._model, self._max_waiting, self._on_batch = model, max_waiting, on_batch
         self._batch_size, self._common = batch_size, common
-        self._pieces: list[_Piece] = []
+        self._pieces: deque[_Piece] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "encoder")
 
@@ -103,8 +105,9 @@ class Batcher:
                     await asyncio.sleep(_WAIT)
                 batch = self._take()
                 several = len(batch) > 1
-                if batch:
-                    await self._answer(batch)
+                for is_query in (True, False):  # queries are the shorter ones
+                    if pieces := [piece for piece in batch if piece.is_query == is_query and not piece.encoded.done()]:
+                        await self._answer(pieces)
         finally:
             self._thread.shutdown(wait=False)
 
@@ -115,35 +118,32 @@ class Batcher:
         return await piece.encoded
 
     def _take(self) -> list[_Piece]:
-        """The next batch: the first piece, and what of its kind still fits. What was cancelled is dropped."""
+        """The next batch: the pieces that wait longest, as many as fit. What was cancelled is dropped."""
         batch: list[_Piece] = []
-        rest: list[_Piece] = []
         room = self._common
-        for piece in self._pieces:
-            if piece.encoded.done():
-                continue
-            fits = not batch or (len(piece.inputs) <= room and piece.is_query == batch[0].is_query)
-            (batch if fits else rest).append(piece)
-            room -= len(piece.inputs) if fits else 0
-        self._pieces = rest
-        if not rest:
+        while self._pieces and (self._pieces[0].encoded.done() or not batch or len(self._pieces[0].inputs) <= room):
+            piece = self._pieces.popleft()
+            if not piece.encoded.done():
+                batch.append(piece)
+                room -= len(piece.inputs)
+        if not self._pieces:
             self._arrived.clear()
         return batch
 
-    async def _answer(self, batch: list[_Piece]) -> None:
-        """Encode a batch, and hand every piece its rows, unless it was cancelled meanwhile."""
-        inputs = [item for piece in batch for item in piece.inputs]
+    async def _answer(self, pieces: list[_Piece]) -> None:
+        """Encode pieces of one kind, and hand each its rows, unless it was cancelled meanwhile."""
+        inputs = [item for piece in pieces for item in piece.inputs]
         self._on_batch(len(inputs))
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._encode_batch, inputs, batch[0].is_query)
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._encode_batch, inputs, pieces[0].is_query)
         try:
             embeddings, tokens = await work
         except Exception as error:  # not hidden: whoever asked gets it
-            for piece in batch:
+            for piece in pieces:
                 if not piece.encoded.done():
                     piece.encoded.set_exception(error)
             return
         start = 0
-        for piece in batch:
+        for piece in pieces:
             end = start + len(piece.inputs)
             if not piece.encoded.done():
                 piece.encoded.set_result(Encoded(embeddings[start:end], sum(tokens[start:end])))
