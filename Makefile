@@ -50,6 +50,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/serve.py --quantize
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/diversity.py
 	$(BIN)/python benchmarks/mining.py

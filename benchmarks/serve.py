@@ -1,10 +1,10 @@
 """What `inf-embed serve` costs: 20 clients on loopback against a bare `encode`, in turns, in one run.
 
-    python benchmarks/serve.py [--rounds 3]
+    python benchmarks/serve.py [--rounds 3] [--quantize]
 
 2,000 requests of one text each: bundled instructed queries and passages, in turns. The server is a process of its own with
-the adapter that ships. Bare: `encode_query` and `encode_document` of the same texts in this process, 32 at a time, each
-sorted by length as a whole.
+the adapter that ships; with ``--quantize``, its export to ONNX in int8. Bare: `encode_query` and `encode_document` of the
+same texts in this process, 32 at a time, each sorted by length as a whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -25,6 +27,8 @@ import numpy as np
 from report import Row, at_least, at_most, report
 
 from sentence_transformers_inf import load_instruction_model, load_records
+from sentence_transformers_inf.export import export_model
+from sentence_transformers_inf.modules.loading import BUNDLED_ADAPTER
 from sentence_transformers_inf.records import PASSAGE_COLUMNS
 
 CLIENTS, REQUESTS = 20, 2000
@@ -64,14 +68,21 @@ async def ask(url: str, requests: list[dict[str, Any]]) -> tuple[float, list[flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quantize", action="store_true")
     options = parser.parse_args()
     datasets.disable_progress_bars()
     requests = bodies()
     assert len(requests) == REQUESTS
     queries = [{"query": body["input"], "instruction": body["instruction"]} for body in requests[::2]]
     passages = [body["input"] for body in requests[1::2]]
-    model = load_instruction_model()
     command = [sys.executable, "-m", "sentence_transformers_inf.cli", "serve", "--port", "0"]
+    if options.quantize:
+        folder = tempfile.TemporaryDirectory()
+        export_model(BUNDLED_ADAPTER, Path(folder.name, "export"), "onnx", quantize=True)
+        model = load_instruction_model(Path(folder.name, "export"), backend="onnx")
+        command.append(f"{folder.name}/export")
+    else:
+        model = load_instruction_model()
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     shares, latencies, bare_rates, rates = [], [], [], []
     try:
@@ -101,7 +112,8 @@ def main() -> None:
         Row("milliseconds, median", f"{p50:.0f}"),
         at_most("milliseconds, 95th percentile", p95, 300, ".0f"),
     ]
-    report("serve", f"Serving, {CLIENTS} clients, {options.rounds} times {REQUESTS} requests", rows)
+    name = f"Serving{' in int8' if options.quantize else ''}, {CLIENTS} clients, {options.rounds} times {REQUESTS} requests"
+    report("serve-int8" if options.quantize else "serve", name, rows)
 
 
 if __name__ == "__main__":

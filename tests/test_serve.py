@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sentence_transformers_inf import load_instruction_model
+from sentence_transformers_inf.export import export_model
 from sentence_transformers_inf.serving.app import create_app
 from sentence_transformers_inf.serving.batching import Batcher
 from tests.commands import call, error_line
@@ -296,6 +297,21 @@ def test_the_command_answers_what_is_under_way_before_it_stops(tiny):
         server.kill()
 
 
+@pytest.mark.slow
+def test_the_command_serves_an_export(tiny, tmp_path):
+    export_model(tiny, tmp_path / "export", "onnx")
+    exported = load_instruction_model(tmp_path / "export", backend="onnx")
+    words = [sys.executable, "-m", "sentence_transformers_inf.cli", "serve", tmp_path / "export", "--port", "0"]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        url = re.search(r"http://127\.0\.0\.1:\d+/v1", server.stdout.readline()).group()
+        told = {"input": QUERY["query"], "instruction": QUERY["instruction"]}
+        assert np.allclose(vectors(post(url, told)), exported.encode_query([QUERY]), atol=1e-6)
+        assert np.allclose(vectors(post(url, {"input": TEXTS})), exported.encode_document(TEXTS), atol=1e-6)
+    finally:
+        server.kill()
+
+
 def test_what_cannot_start_is_one_line(tiny, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
@@ -305,6 +321,10 @@ def test_what_cannot_start_is_one_line(tiny, tmp_path, monkeypatch):
     status, _, err = call("inf-embed", "serve", tmp_path / "none", "--port", 0)
     assert status == 2
     assert "no such model folder" in error_line(err)
+    (tmp_path / "serving.json").write_text('{"format": "merged"}')
+    status, _, err = call("inf-embed", "serve", tmp_path, "--port", 0)
+    assert status == 2
+    assert "export it with --format onnx or openvino" in error_line(err)
     assert call("inf-embed", "serve", tiny, "--host", "no.such.host.invalid")[0] == 2
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert 'pip install "sentence-transformers-inf[serve]"' in error_line(call("inf-embed", "serve", tiny)[2])

@@ -15,7 +15,10 @@ BUNDLED_NAME = "all-MiniLM-L6-v2-inf"
 
 def serve(
     model: Annotated[
-        Optional[str], typer.Argument(help="A Hub id or a folder. Default: the adapter that the package ships.")
+        Optional[str],
+        typer.Argument(
+            help="A Hub id, a folder, or an export for onnx or openvino. Default: the adapter that the package ships."
+        ),
     ] = None,
     host: Annotated[
         str,
@@ -33,10 +36,11 @@ def serve(
     import uvicorn
 
     from sentence_transformers_inf.modules import encoders_of, load_instruction_model, merge_lora
+    from sentence_transformers_inf.modules.exported import backend_of
     from sentence_transformers_inf.serving.app import create_app
 
     listener = _bind(host, port)
-    loaded = load_instruction_model(model)
+    loaded = load_instruction_model(model, backend=backend_of(model))
     for transformer in encoders_of(loaded):
         merge_lora(transformer)
     name = BUNDLED_NAME if model is None else model if not Path(model).exists() else Path(model).resolve().name
