@@ -112,16 +112,14 @@ def _draw_cells(ablation: Ablation, rows: list[CellResult], folder: Path) -> Non
     figure = Figure(figsize=(7, 4.2 if points else 0.45 * len(rows) + 1.6), layout="constrained")
     FigureCanvasAgg(figure)
     if points:
-        axes = figure.subplots()
-        for metric, colour in shown.items():
+        axes, names = figure.subplots(), {**METRIC_NAMES, **_ELSEWHERE}
+        for metric, colour in {**shown, "narratives_p_mrr": "tab:red"}.items():
             values = [row.means[metric] for _, row in points]
             spread = [row.errors[metric] for _, row in points]
-            axes.errorbar(
-                [at for at, _ in points], values, spread, color=colour, marker="o", capsize=3, label=METRIC_NAMES[metric]
-            )
+            axes.errorbar([at for at, _ in points], values, spread, color=colour, marker="o", capsize=3, label=names[metric])
             axes.axhline(rows[0].means[metric], color=colour, linestyle=":", linewidth=1)
         axes.set_xlabel(f"{ablation.axis} (dotted: the base model)")
-        axes.legend(frameon=False)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
     else:
         for axes, (metric, colour) in zip(figure.subplots(1, len(shown), sharey=True), shown.items()):
             values = [row.means[metric] for row in rows][::-1]
