@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.export import export_model
-from sentence_transformers_inf.export.int8 import even_out
+from sentence_transformers_inf.export.int8 import even_out, quantize_graph
 from sentence_transformers_inf.export.parity import check_parity, measure_parity, parity_inputs
 from sentence_transformers_inf.modules import adapter_tower, add_lora, copy_tower, encoder_of, save_adapter, two_towers
 from sentence_transformers_inf.modules.loading import BUNDLED_ADAPTER
@@ -199,6 +199,24 @@ def test_layers_that_are_evened_out_for_int8_give_the_same_embeddings(tiny):
     query = even[0].model.encoder.layer[1].attention.self.query
     plain = model[0].model.encoder.layer[1].attention.self.query
     assert query.weight[:, 3].abs().max() > 3 * plain.weight[:, 3].abs().max()  # the weight is large, its input is not
+
+
+def test_no_weight_in_int8_is_beyond_seven_bits(tmp_path):
+    """Of columns whose largest and smallest value, rounded apart, are 129 or 130 steps away from each other."""
+    columns = [(-0.34630033, 0.77588814), (-1.7708695, 2.5466788), (-1.5939753, 0.660487), (-1.4478203, 1.3389616)]
+    weights = np.array(columns, dtype=np.float32).T
+    node = onnx.helper.make_node("MatMul", ["x", "weights"], ["y"])
+    given, taken = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, size]) for name, size in (("x", 2), ("y", 4))
+    )
+    graph = onnx.helper.make_graph([node], "product", [given], [taken], [onnx.numpy_helper.from_array(weights, "weights")])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "float.onnx")
+    quantize_graph(tmp_path / "float.onnx", tmp_path / "int8.onnx")
+    stored = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    found, zero, scale = (stored[f"weights_{name}"] for name in ("quantized", "zero_point", "scale"))
+    assert found.dtype == np.int8
+    assert np.abs(found.astype(int)).max() == 64
+    assert np.abs((found.astype(int) - zero) * scale - weights).max() < 1.1 * scale.max()
 
 
 @pytest.mark.slow
