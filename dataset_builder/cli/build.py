@@ -133,7 +133,7 @@ def build(
     prices = Prices(prices_file, price or (), factor=0.5 if batch else 1.0, free=local is not None)
     for name in (model, judge):
         prices.cost(name, 0, 0)
-    quiet()
+    quiet(models=passages == "mined")
     context.with_resource(locked(output))
     count = prepare(output, settings, tasks)
     if dry_run:

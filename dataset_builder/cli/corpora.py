@@ -101,7 +101,7 @@ def check_source(source: str, against: list[str]) -> CheckReport:
     from dataset_builder.publish import build_splits
     from sentence_transformers_inf.records import load_records, record_splits
 
-    quiet()
+    quiet(models=False)
     texts = read_evaluation_texts(against)
     if not (Path(source) / "report.json").is_file():
         return check_records({split: load_records(source, split) for split in record_splits(source)}, texts)

@@ -49,7 +49,7 @@ def judge(
     if kind == "server":
         prices.cost(model, 0, 0)
         read_key(base_url)
-    quiet()
+    quiet(models=kind != "server")
     records = load_records(data, split)
     if limit is not None:
         records = records.select(range(min(limit, len(records))))

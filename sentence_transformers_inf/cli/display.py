@@ -35,19 +35,24 @@ def print_text(text: str) -> None:
         print_line(line)
 
 
-def quiet() -> None:
-    """Keep libraries from telling of their work: no bars but those of downloads on a terminal, and no notes on loading."""
+def quiet(models: bool = True) -> None:
+    """Keep libraries from telling of their work: no bars but those of downloads on a terminal, and no notes on loading.
+
+    Args:
+        models: Whether the command may load a model. Transformers takes a while to import, and none else needs it.
+    """
     import datasets
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shows_downloads = sys.stderr.isatty() and not are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    logging.disable_progress_bar()  # of huggingface_hub as well
-    if shows_downloads:
-        enable_progress_bars()
-    if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        logging.set_verbosity_error()
+    if models:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of huggingface_hub as well
+        if "TRANSFORMERS_VERBOSITY" not in os.environ:
+            logging.set_verbosity_error()
+    (enable_progress_bars if shows_downloads else disable_progress_bars)()
     setLogRecordFactory(_VisibleRecord)
 
 
