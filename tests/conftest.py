@@ -1,4 +1,7 @@
+import gc
 import os
+
+gc.disable()  # until all is imported; see pytest_collection_finish
 
 # Nothing here loads from the Hub; set before any library reads it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,6 +24,12 @@ from tests.hub import Hub
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 datasets.disable_progress_bars()
+
+
+def pytest_collection_finish():
+    """What is imported is no garbage: to walk through it again and again took a fifth of the tests' time."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

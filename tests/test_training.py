@@ -187,10 +187,14 @@ def test_the_best_checkpoint_is_taken_only_beyond_noise(corpus, tiny, tmp_path, 
             return type("Scores", (), {"values": {"p_mrr": np.array(ahead if is_best else [0.0] * 4)}})
 
         monkeypatch.setattr("sentence_transformers_inf.training.trainer.measure", scores)
-        made.state.best_model_checkpoint = "checkpoint-1"
+        made.state.best_model_checkpoint = "checkpoint-0"
         made.choose_weights()
         taken = best if is_taken else last
         assert all(torch.equal(value, taken[name]) for name, value in made.model.state_dict().items())
+        made.model.load_state_dict(best)
+        made.state.best_model_checkpoint = f"checkpoint-{made.state.global_step}"
+        made.choose_weights()  # the best are the last: nothing is measured, nor loaded
+        assert not any(value.any() for value in made.model.state_dict().values())
         monkeypatch.undo()
 
 

@@ -268,8 +268,9 @@ class InstructionTrainer(SentenceTransformerTrainer):
         On few records the maximum over the checkpoints is mostly luck, while the last has learned at the lowest rate. So an
         earlier one must be ahead by more than the standard error, over the records, of its difference to the last.
         """
-        if not self._chooses or self.state.best_model_checkpoint is None:
-            return
+        best_checkpoint = self.state.best_model_checkpoint
+        if not self._chooses or best_checkpoint is None or best_checkpoint.endswith(f"-{self.state.global_step}"):
+            return  # the best are the last
         measured = functools.partial(measure, records=self._validation, passage_embeddings=self._validation_vectors)
         best = copy_of_weights(self.model)
         ahead = measured(self.model).values["p_mrr"]
