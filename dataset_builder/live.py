@@ -1,10 +1,12 @@
 """Chat completions over any OpenAI-compatible server, one request at a time, and what its errors mean."""
 
+import asyncio
 import base64
 import json
 import math
 import os
 import re
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,7 +16,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import aiohttp
-import anyio
 import httpx2
 import openai
 
@@ -22,6 +23,14 @@ from dataset_builder.chat import POSSIBLY_PAID, read_completion
 from dataset_builder.errors import NoAnswer, Refused, Stop
 from dataset_builder.ledger import Answer, Ledger
 from dataset_builder.prices import Prices
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as time_limit
+else:
+    from async_timeout import timeout as time_limit
+
+_TIMEOUTS = (TimeoutError, asyncio.TimeoutError)
+"""From Python 3.11 on they are one class."""
 
 OPENAI_URL = "https://api.openai.com/v1"
 """Where requests go if no other server is named."""
@@ -137,7 +146,7 @@ class LiveTransport:
         timeout = self.client.timeout if isinstance(self.client.timeout, int | float) else None
         data = b""
         try:
-            with anyio.fail_after(timeout):  # the client's own timeout starts anew with each byte
+            async with time_limit(timeout):  # the client's own timeout starts anew with each byte
                 data = (await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)).content
         except Exception as error:
             if not any(isinstance(cause, httpx2.DecodingError) for cause in _causes(error)):  # that is an unreadable answer
@@ -145,7 +154,7 @@ class LiveTransport:
                 if isinstance(failure, NoAnswer) and failure.sent:
                     failure.cost = await keep_possibly_paid(self.ledger, self.prices, model, most)
                 raise failure from (error if isinstance(error, openai.APIError) else None)  # another one may show the key
-        except anyio.get_cancelled_exc_class():
+        except asyncio.CancelledError:
             await keep_possibly_paid(self.ledger, self.prices, model, most)
             raise
         answer, certain = read_completion(data, model, self.prices, most)
@@ -167,7 +176,7 @@ def explain(error: Exception, url: str, model: str | None = None) -> Refused | N
     url = str(httpx2.URL(url).copy_with(userinfo=b"")).rstrip("/")
     if isinstance(error, openai.APIConnectionError):
         return _explain_connection(error)
-    if isinstance(error, TimeoutError):
+    if isinstance(error, _TIMEOUTS):
         return NoAnswer("timed out", sent=True)
     if not isinstance(error, openai.APIStatusError):  # the transport lets its own errors through where a reply is no HTTP
         return NoAnswer("an answer that is none", sent=True)
@@ -221,7 +230,7 @@ def _explain_connection(error: openai.APIConnectionError) -> NoAnswer:
     ):
         if any(isinstance(cause, kind) for cause in causes):
             return NoAnswer(reason)
-    timed_out = any(isinstance(cause, TimeoutError) for cause in causes)
+    timed_out = any(isinstance(cause, _TIMEOUTS) for cause in causes)
     return NoAnswer("timed out" if timed_out else "the connection broke", sent=True)
 
 

@@ -1,8 +1,6 @@
 import gc
 import os
 
-gc.disable()  # until all is imported; see pytest_collection_finish
-
 # Nothing here loads from the Hub; set before any library reads it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # One thread: on small models a second one costs more than it gives, above all where several processes share the cores. Set,
@@ -29,7 +27,6 @@ datasets.disable_progress_bars()
 def pytest_collection_finish():
     """What is imported is no garbage: to walk through it again and again took a fifth of the tests' time."""
     gc.freeze()
-    gc.enable()
 
 
 @pytest.fixture(scope="session")
