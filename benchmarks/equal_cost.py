@@ -1,6 +1,6 @@
 """What a batch is best spent on: settings that cost as much as each other, and how well they obey.
 
-    python benchmarks/equal_cost.py [--output equal-cost] [--epochs 1] [--seeds 1 2 3] [--cells NAME ...]
+    python benchmarks/equal_cost.py [--output equal-cost] [--epochs 2] [--seeds 1 2 3] [--cells NAME ...]
 
 Every setting trains the default recipe, two encoders, on the bundled train split less 150 records, for as many passes
 as cost what `--epochs` of the default's batches cost, counted in the tokens that the encoders see: on a CPU time goes
@@ -82,7 +82,9 @@ def _by_record(runs: list[dict[str, Any]], metric: str) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("equal-cost"))
-    parser.add_argument("--epochs", type=float, default=1.0, help="of the first cell, whose cost all have")
+    parser.add_argument(
+        "--epochs", type=float, default=SCHEDULES["both"]["num_train_epochs"], help="of the first cell, whose cost all have"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), metavar="NAME", help="only these")
     options = parser.parse_args()

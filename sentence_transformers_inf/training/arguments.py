@@ -35,7 +35,7 @@ ADAPTER_LORA_R = 32
 
 SCHEDULES = {
     "both": {
-        **{"num_train_epochs": 1.0, "learning_rate": 3e-4, "per_device_train_batch_size": 8},
+        **{"num_train_epochs": 2.0, "learning_rate": 2e-4, "per_device_train_batch_size": 8},
         "sampled_instructions": 0,
     },
     "queries": {"num_train_epochs": 2.0, "learning_rate": 3e-4, "per_device_train_batch_size": 16},
