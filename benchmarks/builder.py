@@ -1,4 +1,4 @@
-"""What the builder costs beside the server: ``python benchmarks/builder.py [--requests 8000] [--rounds 3]``.
+"""What the builder costs beside the server: ``python benchmarks/builder.py [--requests 12000] [--rounds 3]``.
 
 A scripted server answers every question after a fixed 200 ms. The same questions are put to it by
 
@@ -243,7 +243,7 @@ def child(*arguments: object) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=8000)
+    parser.add_argument("--requests", type=int, default=12_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-records", type=int, default=20_000, help="0 leaves the measurement of memory out")
     parser.add_argument("--no-curator", action="store_true")
