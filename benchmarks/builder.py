@@ -8,8 +8,9 @@ A scripted server answers every question after a fixed 200 ms. The same question
     tasks    the same with ``--executor local --workers 2``
     curator  bespokelabs-curator, in a virtual environment of its own (``--no-curator`` leaves it out)
 
-each in a process of its own, by turns, ``--rounds`` times; of each, the round of median time counts. CPU time is that of the
-process, imports left out; the server runs beside it. Prints a table, and writes it to ``benchmarks/results/builder.json``.
+each in a process of its own, by turns, ``--rounds`` times; of each, the round of median time counts, of two the slower one.
+CPU time is that of the process, imports left out; the server runs beside it. Prints a table, and writes it to
+``benchmarks/results/builder.json``.
 """
 
 from __future__ import annotations
@@ -204,6 +205,7 @@ print(json.dumps({"requests": len(questions), "wall": time.perf_counter() - star
 
 
 def install_curator(place: Path) -> None:
+    """A virtual environment with curator; ends the program if it cannot be made."""
     venv.create(place, with_pip=True)
     installed = subprocess.run(
         [place / "bin" / "pip", "install", "--quiet", "bespokelabs-curator", "setuptools<81"], capture_output=True, text=True
@@ -213,7 +215,7 @@ def install_curator(place: Path) -> None:
 
 
 def curator(place: Path, pairs: Path, url: str, count: int, folder: Path) -> dict[str, float]:
-    """Curator on the same server and judge questions."""
+    """Requests and seconds of curator on the same server and judge questions; ends the program if it fails."""
     folder.mkdir()
     asked = folder / "questions.json"
     asked.write_text(json.dumps(questions(pairs, count)))
