@@ -1,7 +1,6 @@
 """The third step of a build: the dataset and the report, from the ledgers of all tasks."""
 
 import csv
-import functools
 import heapq
 import json
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 import jinja2
 
 from dataset_builder import stages
-from dataset_builder.files import locked, write_parquet
+from dataset_builder.files import locked, parquet_writer
 from dataset_builder.inf_ir import KEPT_FEATURES, UNFILTERED_FEATURES
 from dataset_builder.ledger import Ledger, ledger_path
 from dataset_builder.prepare import Settings, read_build, read_prepared
@@ -42,12 +41,7 @@ def export(folder: Path, settings: Settings, prices: Prices, tasks: int = 1) -> 
     with locked(folder), ExitStack() as stack:
         build = read_build(folder)["build"]
         ledgers = [stack.enter_context(closing(Ledger(path, build))) for path in paths]
-        outcomes = functools.partial(_outcomes, folder, ledgers)
-        (folder / "unfiltered").mkdir(exist_ok=True)
-        write_parquet(folder / "train.parquet", KEPT_FEATURES, (row for row in outcomes() if row["status"] == "kept"))
-        complete = (row for row in outcomes() if "document" in row)
-        write_parquet(folder / "unfiltered" / "train.parquet", UNFILTERED_FEATURES, complete)
-        counted = _write_outcomes(folder / "outcomes.csv", outcomes())
+        counted = _write_outcomes(folder, _outcomes(folder, ledgers))
         usage: dict[str, Counter[str]] = {}
         for ledger in ledgers:
             for model, total in ledger.totals().items():
@@ -81,13 +75,17 @@ def _outcomes(folder: Path, ledgers: Sequence[Ledger]) -> Iterator[dict[str, Any
             yield {"id": pair["id"], "status": "unfinished", "reason": ""}
 
 
-def _write_outcomes(path: Path, outcomes: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """Write ``outcomes.csv``; returns the report's counts."""
+def _write_outcomes(folder: Path, outcomes: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Write the tables of kept and of complete tuples, and ``outcomes.csv``; returns the report's counts."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     types: dict[str, Counter[str]] = {}
-    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
+    (folder / "unfiltered").mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        write_kept = stack.enter_context(parquet_writer(folder / "train.parquet", KEPT_FEATURES))
+        write_complete = stack.enter_context(parquet_writer(folder / "unfiltered" / "train.parquet", UNFILTERED_FEATURES))
+        part = stack.enter_context(replacing(folder / "outcomes.csv"))
+        writer = csv.writer(stack.enter_context(part.open("w", encoding="utf-8", newline="")))
         writer.writerow(("id", "status", "reason"))
         for outcome in outcomes:
             writer.writerow((outcome["id"], outcome["status"], outcome["reason"]))
@@ -95,7 +93,10 @@ def _write_outcomes(path: Path, outcomes: Iterator[dict[str, Any]]) -> dict[str,
             if outcome["status"] in ("rejected", "failed"):
                 duplicate = outcome["reason"].split("duplicate of ")
                 reasons[f"{duplicate[0]}duplicate" if len(duplicate) == 2 else outcome["reason"]] += 1
+            if outcome["status"] == "kept":
+                write_kept(outcome)
             if "document" in outcome:
+                write_complete(outcome)
                 types.setdefault(outcome["instruction_type"], Counter())[outcome["status"]] += 1
     return {
         **{status: counts[status] for status in ("kept", "rejected", "failed", "unfinished")},

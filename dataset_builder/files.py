@@ -1,8 +1,7 @@
 """The folder of a build: its lock, and its tables."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 def write_parquet(path: Path, features: Features, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows into a Parquet file, as a whole; columns that a row lacks are null, others are left out."""
-    schema, iterator = features.arrow_schema.remove_metadata(), iter(rows)
+    with parquet_writer(path, features) as write:
+        for row in rows:
+            write(row)
+
+
+@contextlib.contextmanager
+def parquet_writer(path: Path, features: Features) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes one row after the other into a Parquet file, as :func:`write_parquet` does."""
+    schema = features.arrow_schema.remove_metadata()
+    group: list[dict[str, Any]] = []
     with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd", write_page_checksum=True) as writer:
-        while True:
-            group = [{name: row.get(name) for name in features} for row in islice(iterator, ROW_GROUP)]
-            writer.write_table(pa.Table.from_pylist(group, schema))
-            if len(group) < ROW_GROUP:
-                break
+
+        def write(row: dict[str, Any]) -> None:
+            group.append({name: row.get(name) for name in features})
+            if len(group) == ROW_GROUP:
+                writer.write_table(pa.Table.from_pylist(group, schema))
+                group.clear()
+
+        yield write
+        writer.write_table(pa.Table.from_pylist(group, schema))
