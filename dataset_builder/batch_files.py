@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset_builder.batches import is_refusal, read_row
+from dataset_builder.batches import is_refusal, question_line, read_row
 from dataset_builder.chat import POSSIBLY_PAID
 from dataset_builder.errors import Refused, Stop
 from dataset_builder.ledger import Answer, Ledger
@@ -169,7 +169,7 @@ class FileTransport:
         else:
             file.repeated += 1
 
-    async def send(self, key: str, model: str, body: dict[str, Any], most: tuple[int, int]) -> Answer:
+    async def send(self, key: str, model: str, content: bytes, most: tuple[int, int]) -> Answer:
         """As :meth:`.LiveTransport.send`; a question without an answer waits for the end of the run.
 
         Raises:
@@ -186,9 +186,7 @@ class FileTransport:
                     refusal.line = line.digest
                     raise refusal
             line.file.unreadable += 1
-        request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        question = json.dumps(request, ensure_ascii=False).encode() + b"\n"
-        self._open[key] = question, asyncio.get_running_loop().create_future()
+        self._open[key] = question_line(key, content), asyncio.get_running_loop().create_future()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(_QUIET, self._flush)

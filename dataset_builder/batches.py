@@ -58,6 +58,11 @@ class _Question:
     future: asyncio.Future[Answer]
 
 
+def question_line(key: str, content: bytes) -> bytes:
+    """The line of a file of questions for a request and its key."""
+    return b'{"custom_id": "%s", "method": "POST", "url": "/v1/chat/completions", "body": %s}\n' % (key.encode(), content)
+
+
 class BatchTransport:
     """A :class:`~dataset_builder.live.LiveTransport` over the Batch API, whose prices have ``factor=0.5``.
 
@@ -92,11 +97,10 @@ class BatchTransport:
             await self._ledger.keep_batch(tag, identifier, "submitted", models)
             await self._collect(tag, identifier, models)
 
-    async def send(self, key: str, model: str, body: dict[str, Any], most: tuple[int, int]) -> Answer:
+    async def send(self, key: str, model: str, content: bytes, most: tuple[int, int]) -> Answer:
         """As :meth:`.LiveTransport.send`; returns when the job that carries the question has ended."""
-        request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        line = json.dumps(request, ensure_ascii=False).encode() + b"\n"
-        question = _Question([model, *most], line, asyncio.get_running_loop().create_future())
+        future = asyncio.get_running_loop().create_future()
+        question = _Question([model, *most], question_line(key, content), future)
         self._waiting[key] = question
         if self._timer is not None:
             self._timer.cancel()

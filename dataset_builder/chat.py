@@ -94,11 +94,12 @@ def escape_control_tokens(text: str) -> str:
     return re.sub(r"\[(?=/?[A-Z_]+\])", r"\\u005b", text.replace("<", r"\u003c"))
 
 
-def bound_tokens(body: dict[str, Any]) -> tuple[int, int]:
-    """Tokens that a chat completion request can take at most, of prompt and answer. A token is a byte at least, whatever
-    the tokenizer; the schema counts, and the names in the JSON stand for the marks around messages."""
-    most = body.get("max_completion_tokens") or body.get("max_tokens") or 0
-    return len(json.dumps(body, ensure_ascii=False).encode()), most
+def encode_body(body: dict[str, Any]) -> tuple[bytes, tuple[int, int]]:
+    """The JSON of a chat completion request, and the tokens that it can take at most, of prompt and answer. A token is a
+    byte at least, whatever the tokenizer; the schema counts, and the names in the JSON stand for the marks around
+    messages."""
+    content = json.dumps(body, ensure_ascii=False).encode()
+    return content, (len(content), body.get("max_completion_tokens") or body.get("max_tokens") or 0)
 
 
 def estimate_tokens(messages: list[dict[str, str]]) -> int:

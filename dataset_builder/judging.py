@@ -90,8 +90,9 @@ def judge_with_server(
 
     async def judge_all() -> None:
         with contextlib.closing(Ledger(labels.with_name(labels.name + ".ledger.sqlite"))) as ledger:
-            async with connect(base_url, limits.timeout, limits.concurrency) as client:
-                transport = LiveTransport(client, ledger, prices)
+            client, http = connect(base_url, limits.timeout, limits.concurrency)
+            async with client:
+                transport = LiveTransport(http, ledger, prices)
                 language_model = LanguageModel(transport, ledger, prices, limits, base_url or OPENAI_URL)
                 ask = asker(language_model, model, model, 0.0, seed, effort)
                 await drive(lambda: work(ask, language_model), limits.concurrency, language_model, log)

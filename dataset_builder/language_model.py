@@ -217,7 +217,7 @@ class LanguageModel:
 
     async def _attempt(self, key: str, request: Request[Any], body: dict[str, Any]) -> Answer:
         """Send a request once, within the limits."""
-        most = chat.bound_tokens(body)
+        content, most = chat.encode_body(body)
         cost = self._prices.cost(request.model, *most)
         await self._reserve(cost)
         try:
@@ -225,7 +225,7 @@ class LanguageModel:
             if self._tpm is not None:
                 delay = max(delay, self._tpm.delay(chat.estimate_tokens(request.messages) + most[1]))
             await self._wait(delay)
-            answer = await self._transport.send(key, request.model, body, most)
+            answer = await self._transport.send(key, request.model, content, most)
             self.usage.cost += answer.cost
             return answer
         except NoAnswer as error:

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import contextlib
+import functools
 import json
 import math
 import os
@@ -41,6 +43,8 @@ _LONGEST_WAIT = 120.0
 _MOST_BYTES, _MOST_OF_FILE = 1 << 24, 1 << 30
 """Of a reply, and of the answers of a job; a longer one is not read to its end."""
 
+_JSON = {"Content-Type": "application/json"}
+
 _CODES = (
     "batch_cancelled", "batch_expired", "content_filter", "context_length_exceeded", "insufficient_quota",
     "invalid_prompt", "invalid_request_error", "invalid_schema", "invalid_type", "invalid_value",
@@ -71,10 +75,11 @@ def public_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def connect(base_url: str | None, timeout: float, connections: int) -> openai.AsyncOpenAI:
-    """A client for a server (``None``: OpenAI's) on aiohttp's transport, which costs least; ``timeout`` is in seconds.
+def connect(base_url: str | None, timeout: float, connections: int) -> tuple[openai.AsyncOpenAI, httpx2.AsyncClient]:
+    """A client for a server (``None``: OpenAI's), and the HTTP client below it, with its address and headers, on aiohttp's
+    transport, which costs least; ``timeout`` is in seconds.
 
-    It sends nothing again by itself: each attempt is counted against the limits and the budget.
+    They send nothing again by themselves: each attempt is counted against the limits and the budget.
 
     Raises:
         Stop: See :func:`read_key`; or ``base_url`` is no address.
@@ -86,20 +91,27 @@ def connect(base_url: str | None, timeout: float, connections: int) -> openai.As
         raise Stop(str(error)) from error
     login, _, host = parts.netloc.rpartition("@")  # as a header: aiohttp takes none in an address beside a key
     basic = {"Authorization": f"Basic {base64.b64encode(unquote(login).encode()).decode()}"} if login else None
+    http = openai.DefaultAioHttpClient(
+        timeout=timeout,
+        limits=httpx2.Limits(max_connections=connections),
+        event_hooks={"response": [_read_bounded]},
+    )
     try:
-        return openai.AsyncOpenAI(
+        client = openai.AsyncOpenAI(
             api_key=key or "none",
             base_url=urlunsplit(parts._replace(netloc=host)),
             default_headers=basic,
             max_retries=0,
             timeout=timeout,
-            http_client=openai.DefaultAioHttpClient(
-                limits=httpx2.Limits(max_connections=connections),
-                event_hooks={"response": [_read_bounded]},
-            ),
+            http_client=http,
         )
     except httpx2.InvalidURL as error:
         raise Stop(f"--base-url {base_url}: this is no address, expected one as http://localhost:8000/v1") from error
+    http.base_url = client.base_url
+    headers = client.auth_headers | client.default_headers
+    del headers["Content-Type"]  # which is for each request to say
+    http.headers.update({name: value for name, value in headers.items() if isinstance(value, str)})
+    return client, http
 
 
 async def _read_bounded(response: httpx2.Response) -> None:
@@ -125,14 +137,19 @@ async def _read_bounded(response: httpx2.Response) -> None:
 
 @dataclass(frozen=True)
 class LiveTransport:
-    """Sends each request at once."""
+    """Sends each request at once, by the HTTP client of :func:`connect`."""
 
-    client: openai.AsyncOpenAI
+    http: httpx2.AsyncClient
     ledger: Ledger
     prices: Prices
 
-    async def send(self, key: str, model: str, body: dict[str, Any], most: tuple[int, int]) -> Answer:
-        """The answer to a chat completion request that takes ``most`` tokens, stored in the ledger under ``key``.
+    @functools.cached_property
+    def _url(self) -> httpx2.URL:
+        return self.http.base_url.join("chat/completions")
+
+    async def send(self, key: str, model: str, content: bytes, most: tuple[int, int]) -> Answer:
+        """The answer to a chat completion request, ``content``, that takes ``most`` tokens, stored in the ledger under
+        ``key``.
 
         What may have been paid without an answer is stored as well, at its most, under a name of its own.
 
@@ -141,16 +158,17 @@ class LiveTransport:
             NoAnswer: There is none; another attempt may bring one.
             Stop: No request will be answered.
         """
-        # As the client's README has it for requests of one's own: with the client's errors, but without walking through
-        # the body and building objects of the response, which would take more than half as much CPU again.
-        timeout = self.client.timeout if isinstance(self.client.timeout, int | float) else None
+        # Not by openai's client, which would take half as much CPU again.
         data = b""
         try:
-            async with time_limit(timeout):  # the client's own timeout starts anew with each byte
-                data = (await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)).content
+            async with time_limit(self.http.timeout.read):  # which the client itself begins anew with each byte
+                response = await self.http.post(self._url, content=content, headers=_JSON)
+            data = response.content
+            if not response.is_success:
+                raise _status_error(response)
         except Exception as error:
             if not any(isinstance(cause, httpx2.DecodingError) for cause in _causes(error)):  # that is an unreadable answer
-                failure = explain(error, str(self.client.base_url), model)
+                failure = explain(error, str(self.http.base_url), model)
                 if isinstance(failure, NoAnswer) and failure.sent:
                     failure.cost = await keep_possibly_paid(self.ledger, self.prices, model, most)
                 raise failure from (error if isinstance(error, openai.APIError) else None)  # another one may show the key
@@ -170,11 +188,19 @@ async def keep_possibly_paid(ledger: Ledger, prices: Prices, model: str, most: t
     return cost
 
 
+def _status_error(response: httpx2.Response) -> openai.APIStatusError:
+    """What openai's client raises for a response."""
+    body: Any = response.text
+    with contextlib.suppress(ValueError, RecursionError):
+        body = json.loads(body)
+    return openai.APIStatusError("", response=response, body=body.get("error", body) if isinstance(body, dict) else body)
+
+
 def explain(error: Exception, url: str, model: str | None = None) -> Refused | NoAnswer | Stop:
-    """What an error of the client or its transport means; nothing in its text is the server's. ``model`` is the one that
+    """What an error of a client or its transport means; nothing in its text is the server's. ``model`` is the one that
     was asked."""
     url = str(httpx2.URL(url).copy_with(userinfo=b"")).rstrip("/")
-    if isinstance(error, openai.APIConnectionError):
+    if isinstance(error, openai.APIConnectionError | httpx2.RequestError):
         return _explain_connection(error)
     if isinstance(error, _TIMEOUTS):
         return NoAnswer("timed out", sent=True)
@@ -217,7 +243,7 @@ def error_code(*codes: Any) -> str:
     return next((code for code in codes if isinstance(code, str) and code in _CODES), "")
 
 
-def _explain_connection(error: openai.APIConnectionError) -> NoAnswer:
+def _explain_connection(error: Exception) -> NoAnswer:
     """Never mind the client's own reading: it takes a refused or broken connection for a timeout."""
     causes = list(_causes(error))
     for kind, reason in (

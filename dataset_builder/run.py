@@ -147,21 +147,22 @@ async def run(
             stack.callback(gc.unfreeze)
             if tasks == 1:  # whoever started the tasks of an executor holds the folder
                 stack.enter_context(locked(folder))
-            client = None if batch_files else connect(base_url, limits.timeout, limits.concurrency)  # checks the key first
+            # Before the ledger is made, because it checks the key.
+            connection = None if batch_files else connect(base_url, limits.timeout, limits.concurrency)
             ledger = stack.enter_context(contextlib.closing(Ledger(path, build)))
             if retry_failed:
                 ledger.forget_failures()
-            async with contextlib.nullcontext() if client is None else client:
+            async with contextlib.nullcontext() if connection is None else connection[0]:
                 transport: LiveTransport | BatchTransport | FileTransport
-                if client is None:
+                if connection is None:
                     assert batch_files is not None
                     transport = FileTransport(batch_files, ledger, prices, log)
                     stack.callback(transport.end)
                     transport.read_answers()
                 elif batch:
-                    transport = BatchTransport(client, ledger, prices, batch_poll, limits.batch_tokens, log)
+                    transport = BatchTransport(connection[0], ledger, prices, batch_poll, limits.batch_tokens, log)
                 else:
-                    transport = LiveTransport(client, ledger, prices)
+                    transport = LiveTransport(connection[1], ledger, prices)
                 address = str(batch_files) if batch_files else base_url or OPENAI_URL
                 model = LanguageModel(transport, ledger, prices, limits, address)
                 if isinstance(transport, BatchTransport):

@@ -197,6 +197,7 @@ def _prompt_text(name: str) -> str:
 @functools.cache
 def _templates(name: str) -> tuple[jinja2.Template, jinja2.Template]:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.globals.clear()  # the prompts use none, and each rendering copies them
     environment.filters["quoted"] = lambda text: escape_control_tokens(json.dumps(text, ensure_ascii=False))
     system, user = _prompt_text(name).split("\n---\n")
     return environment.from_string(system), environment.from_string(user)

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dataset_builder import stages
 from dataset_builder.agreement import agreement, read_labels
-from dataset_builder.chat import bound_tokens, text_tokens
+from dataset_builder.chat import encode_body, text_tokens
 from dataset_builder.checks import check_records
 from dataset_builder.files import write_parquet
 from dataset_builder.ledger import Ledger
@@ -72,9 +72,10 @@ def test_as_many_requests_are_in_flight_as_the_run_allows(tmp_path):
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=256).start()
         host, port = runner.addresses[0]
         ledger = Ledger(tmp_path / "ledger.sqlite")
-        async with connect(f"http://{host}:{port}/v1", 60, 150) as client:
-            transport = LiveTransport(client, ledger, Prices(free=True))
-            requests = [transport.send(str(number), "m", {"model": "m", "messages": []}, (1, 1)) for number in range(150)]
+        client, http = connect(f"http://{host}:{port}/v1", 60, 150)
+        async with client:
+            transport = LiveTransport(http, ledger, Prices(free=True))
+            requests = [transport.send(str(number), "m", b'{"model": "m", "messages": []}', (1, 1)) for number in range(150)]
             answers = await asyncio.wait_for(asyncio.gather(*requests), 300)
         ledger.close()
         await runner.cleanup()
@@ -92,7 +93,7 @@ def test_no_text_has_more_tokens_than_are_set_aside_for_it():
     tokenizer = Tokenizer(models.BPE(alphabet, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for text in (*UNSPACED.values(), "Ελληνικά", "हिन्दी", "ქართული", "ትግርኛ", "👩‍👩‍👧"):
-        most = bound_tokens({"messages": [{"role": "user", "content": text}], "max_tokens": 7})
+        _, most = encode_body({"messages": [{"role": "user", "content": text}], "max_tokens": 7})
         assert len(text) <= len(tokenizer.encode(text).tokens) < most[0]
         assert most[1] == 7
     english = good_tuple()["document"].encode("ascii", "ignore").decode()

@@ -79,8 +79,9 @@ def asking(folder, respond, work, limits=None, prices=None):
         ledger = Ledger(folder / "ledger.sqlite")
         url, using = f"http://{host}:{port}/v1", limits or Limits(concurrency=4)
         try:
-            async with connect(url, 20, 8) as client:
-                transport = LiveTransport(client, ledger, prices or Prices())
+            client, http = connect(url, 20, 8)
+            async with client:
+                transport = LiveTransport(http, ledger, prices or Prices())
                 return await work(LanguageModel(transport, ledger, prices or Prices(), using, url))
         finally:
             ledger.close()
@@ -197,9 +198,12 @@ def test_a_reply_that_is_no_http_is_possibly_paid_and_shows_no_key(said, tmp_pat
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
     async def work():
-        async with speaking(said) as url, connect(url, 20, 8) as client:
+        async with contextlib.AsyncExitStack() as stack:
+            url = await stack.enter_async_context(speaking(said))
+            client, http = connect(url, 20, 8)
+            await stack.enter_async_context(client)
             ledger = Ledger(tmp_path / "ledger.sqlite")
-            model = LanguageModel(LiveTransport(client, ledger, Prices()), ledger, Prices(), Limits(), url)
+            model = LanguageModel(LiveTransport(http, ledger, Prices()), ledger, Prices(), Limits(), url)
             asked = (model.ask(question(number)) for number in range(2))
             failures = await asyncio.gather(*asked, return_exceptions=True)
             with pytest.raises(NoAnswer) as refused:
