@@ -1,9 +1,8 @@
-"""What the builder costs beside the server: ``python benchmarks/builder.py [--requests 12000] [--rounds 3]``.
+"""What the builder costs beside the server: ``python benchmarks/builder.py [--requests 20000] [--rounds 3]``.
 
 A scripted server answers every question after a fixed 200 ms. The same questions are put to it by
 
     bare     a loop over the same ``openai`` client, no ledger, no checks, no progress
-    least    the same with the cheapest call that the client has, as the builder makes it
     build    ``inf-ir build``: ledger, checks, progress, dataset and report
     tasks    the same with ``--executor local --workers 2``
     curator  bespokelabs-curator, in a virtual environment of its own (``--no-curator`` leaves it out)
@@ -121,10 +120,8 @@ def questions(pairs: Path, count: int) -> list[list[dict[str, str]]]:
     return found
 
 
-def bare(pairs: Path, url: str, count: int, least: bool) -> None:
-    """A loop over the client, as one would write it in ten lines; or with its cheapest call."""
-    import httpx2
-
+def bare(pairs: Path, url: str, count: int) -> None:
+    """A loop over the client, as one would write it in ten lines."""
     from dataset_builder import stages
     from dataset_builder.live import connect
 
@@ -132,7 +129,8 @@ def bare(pairs: Path, url: str, count: int, least: bool) -> None:
     form = {"name": "Choice", "strict": True, "schema": stages.Choice.model_json_schema()}
 
     async def run() -> None:
-        async with connect(url, 120, CONCURRENCY) as client:
+        client, _ = connect(url, 120, CONCURRENCY)
+        async with client:
             left = iter(asked)
 
             async def work() -> None:
@@ -145,12 +143,8 @@ def bare(pairs: Path, url: str, count: int, least: bool) -> None:
                         "max_tokens": 50,
                         "response_format": {"type": "json_schema", "json_schema": form},
                     }
-                    if least:
-                        response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
-                        json.loads(response.json()["choices"][0]["message"]["content"])
-                    else:
-                        completion = await client.chat.completions.create(**body)
-                        json.loads(completion.choices[0].message.content)
+                    completion = await client.chat.completions.create(**body)
+                    json.loads(completion.choices[0].message.content)
 
             await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
 
@@ -245,7 +239,7 @@ def child(*arguments: object) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=12_000)
+    parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-records", type=int, default=20_000, help="0 leaves the measurement of memory out")
     parser.add_argument("--no-curator", action="store_true")
@@ -280,7 +274,6 @@ def measure(arguments: argparse.Namespace, folder: Path, urls: dict[str, str]) -
         place.mkdir()
         taken = {
             "bare": child("bare", pairs, urls["slow"], records * RECORD_REQUESTS),
-            "least": child("least", pairs, urls["slow"], records * RECORD_REQUESTS),
             "build": child("build", pairs, urls["slow"], place / "one"),
             "tasks": child("tasks", pairs, urls["slow"], place / "two"),
         }
@@ -296,7 +289,7 @@ def measure(arguments: argparse.Namespace, folder: Path, urls: dict[str, str]) -
     ideal = runs["build"]["requests"] / CONCURRENCY * LATENCY
     rows = [
         ("requests", f"{runs['build']['requests']:.0f}", ""),
-        ("CPU per request, bare; least", f"{cpu['bare']:.2f} ms; {cpu['least']:.2f} ms", ""),
+        ("CPU per request, bare", f"{cpu['bare']:.2f} ms", ""),
         ("CPU per request, build", f"{cpu['build']:.2f} ms", ""),
         ("CPU per request, build / bare", f"{cpu['build'] / cpu['bare']:.2f}", "1.25"),
         ("wall, bare", f"{runs['bare']['wall']:.1f} s", ""),
@@ -317,7 +310,7 @@ def measure(arguments: argparse.Namespace, folder: Path, urls: dict[str, str]) -
         rounds_rates = [{label: run["requests"] / run["wall"] for label, run in taken.items()} for taken in rounds]
         rates = {label: run["requests"] / run["wall"] for label, run in runs.items()}
         rows.append(("requests per second", ", ".join(f"{label} {rate:.0f}" for label, rate in rates.items()), ""))
-        for label, bound in (("least", ""), ("build", "at least 1.9"), ("tasks", "at least 2")):
+        for label, bound in (("build", "at least 1.9"), ("tasks", "at least 2")):
             ratios = sorted(of_round[label] / of_round["curator"] for of_round in rounds_rates)
             shown = f"{rates[label] / rates['curator']:.2f} (rounds: {ratios[0]:.2f} to {ratios[-1]:.2f})"
             rows.append((f"{label} / curator", shown, bound))
@@ -337,8 +330,8 @@ if __name__ == "__main__":
     kind = sys.argv[1] if len(sys.argv) > 1 else ""
     if kind == "serve":
         serve(Path(sys.argv[2]), float(sys.argv[3]))
-    elif kind in ("bare", "least"):
-        bare(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), least=kind == "least")
+    elif kind == "bare":
+        bare(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     elif kind in ("build", "tasks"):
         build(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), executor=kind == "tasks")
     else:
