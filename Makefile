@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10 or newer and the package index, nothing else.
+# `make demo` and `make test` need Python 3.11 or newer and the package index, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 # A tested version; any from 2.6 works. For a build of your own (CUDA, ROCm): make TORCH=... or install it in $(VENV) first.
@@ -21,7 +21,7 @@ test-all: $(VENV)/.dev  # with what is slow
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m slow --durations 20
 
-test-lowest:  # the lower bounds of pyproject.toml together; wants PYTHON=python3.10. Torch 2.6 cannot compile transformers 5.6
+test-lowest:  # the lower bounds of pyproject.toml together; wants PYTHON=python3.11. Torch 2.6 cannot compile transformers 5.6
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/pip install --quiet $(TORCH)
 	$(VENV)-lowest/bin/pip install --quiet -c tests/lowest.txt -e ".[demo,lora]" pytest hypothesis tensorboard

@@ -268,7 +268,7 @@ class LanguageModel:
         if seconds > 0:
             try:
                 await asyncio.wait_for(self._stopping.wait(), seconds)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return
         if self.stopped is not None:
             raise self.stopped

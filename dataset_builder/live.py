@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,14 +24,6 @@ from dataset_builder.chat import POSSIBLY_PAID, read_completion
 from dataset_builder.errors import NoAnswer, Refused, Stop
 from dataset_builder.ledger import Answer, Ledger
 from dataset_builder.prices import Prices
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout as time_limit
-else:
-    from async_timeout import timeout as time_limit
-
-_TIMEOUTS = (TimeoutError, asyncio.TimeoutError)
-"""From Python 3.11 on they are one class."""
 
 OPENAI_URL = "https://api.openai.com/v1"
 """Where requests go if no other server is named."""
@@ -161,7 +152,7 @@ class LiveTransport:
         # Not by openai's client, which would take half as much CPU again.
         data = b""
         try:
-            async with time_limit(self.http.timeout.read):  # which the client itself begins anew with each byte
+            async with asyncio.timeout(self.http.timeout.read):  # which the client itself begins anew with each byte
                 response = await self.http.post(self._url, content=content, headers=_JSON)
             data = response.content
             if not response.is_success:
@@ -202,7 +193,7 @@ def explain(error: Exception, url: str, model: str | None = None) -> Refused | N
     url = str(httpx2.URL(url).copy_with(userinfo=b"")).rstrip("/")
     if isinstance(error, openai.APIConnectionError | httpx2.RequestError):
         return _explain_connection(error)
-    if isinstance(error, _TIMEOUTS):
+    if isinstance(error, TimeoutError):
         return NoAnswer("timed out", sent=True)
     if not isinstance(error, openai.APIStatusError):  # the transport lets its own errors through where a reply is no HTTP
         return NoAnswer("an answer that is none", sent=True)
@@ -256,7 +247,7 @@ def _explain_connection(error: Exception) -> NoAnswer:
     ):
         if any(isinstance(cause, kind) for cause in causes):
             return NoAnswer(reason)
-    timed_out = any(isinstance(cause, _TIMEOUTS) for cause in causes)
+    timed_out = any(isinstance(cause, TimeoutError) for cause in causes)
     return NoAnswer("timed out" if timed_out else "the connection broke", sent=True)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,13 @@ def preamble():
         "Qdrant",
         pytest.param("LanceDB", marks=pytest.mark.slow),
         "FAISS",
-        pytest.param("pgvector", marks=pytest.mark.slow),
+        pytest.param(
+            "pgvector",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(sys.version_info >= (3, 13), reason="pgserver has no wheel for this Python"),
+            ],
+        ),
     ],
 )
 def test_a_snippet_finds_what_the_instruction_asks_for(preamble, heading, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ import typer
 
 EXTRAS = {
     "build": (
-        *("aiohttp", "anyio", "async_timeout", "datasketch", "httpx2", "matplotlib", "openai", "pydantic", "regex"),
+        *("aiohttp", "anyio", "datasketch", "httpx2", "matplotlib", "openai", "pydantic", "regex"),
         "sklearn",
     ),
     "eval": ("matplotlib", "mteb"),

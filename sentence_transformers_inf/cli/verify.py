@@ -1,6 +1,6 @@
 """``inf-embed verify``."""
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -10,7 +10,7 @@ from sentence_transformers_inf.cli.checks import existing, server
 from sentence_transformers_inf.cli.display import Table, print_line, quiet
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What is compared."""
 
     PLAIN = "plain"
