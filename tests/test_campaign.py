@@ -52,8 +52,9 @@ def test_the_local_executor_ends_whatever_becomes_of_its_tasks(serve, pairs, tmp
     output = tmp_path / "out"
     words = command(pairs(30), output, url, *options)
     stopped = start(*words, "--max-requests", "6", stderr=subprocess.PIPE, text=True)
-    assert "limit of 3 requests" in stopped.communicate(timeout=900)[1]
-    assert stopped.returncode == 3
+    said = stopped.communicate(timeout=900)[1]
+    assert "limit of 3 requests" in said
+    assert stopped.returncode == 3, said
 
     def tasks(parent):
         found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True).stdout
