@@ -1,6 +1,6 @@
 """The command ``inf-embed``: its commands, one file each. The only place of the plugin that parses or prints."""
 
-from sentence_transformers_inf.cli import demo, evaluate, export, hub, playground, search, serve, train, verify
+from sentence_transformers_inf.cli import average, demo, evaluate, export, hub, playground, search, serve, train, verify
 from sentence_transformers_inf.cli.errors import application, run
 
 app = application("Train, measure and use embedding models that obey instructions.", "inf-embed")
@@ -10,6 +10,7 @@ for command in (
     hub.card,
     evaluate.evaluate,
     train.ablate,
+    average.average,
     search.search,
     search.passages,
     export.export,

@@ -26,6 +26,7 @@ from sentence_transformers_inf.recipe import (
     RECIPE_FILE,
     is_checkpoint,
     locked,
+    model_files,
     read_json,
     read_recipe,
     write_recipe,
@@ -258,6 +259,11 @@ class RunFolder:
         if damage:
             logger.warning(f"{self.path} has no checkpoint to go on from: the training starts again from its beginning")
         return None
+
+    def share_weights(self) -> None:
+        """Let who may read a saved model read its weights, which safetensors writes for their owner alone."""
+        for path in model_files(self.path, "*.safetensors"):
+            path.chmod((self.path / "modules.json").stat().st_mode)
 
     def finish(self, recipe: dict[str, Any]) -> None:
         """Note that the model is saved, and how it was trained."""

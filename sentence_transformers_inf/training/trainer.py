@@ -39,7 +39,7 @@ from sentence_transformers_inf.passages import (
     passage_rows,
     read_passage_embeddings,
 )
-from sentence_transformers_inf.recipe import locked, model_files, write_recipe
+from sentence_transformers_inf.recipe import locked, write_recipe
 from sentence_transformers_inf.records import TRAINING_COLUMNS
 from sentence_transformers_inf.training.arguments import InstructionTrainingArguments, evaluate_with_checkpoints, resolve
 from sentence_transformers_inf.training.cpu import CHUNK_TOKENS, without_padding
@@ -313,8 +313,7 @@ class InstructionTrainer(SentenceTransformerTrainer):
             model.save_pretrained(str(folder.path), create_model_card=False)
             if self._lora_base or name != IN_MEMORY:
                 name_base(folder.path, *(self._lora_base or (name, revision)))
-        for path in model_files(folder.path, "*.safetensors"):  # written for their owner alone
-            path.chmod((folder.path / "modules.json").stat().st_mode)
+        folder.share_weights()
         if self._is_trained:
             self._write_card(folder)
             folder.finish(self._recipe)

@@ -1,0 +1,124 @@
+"""One model from several trainings of one base: the average of their weights, and how far to go towards it.
+
+The average of runs that differ in their seeds alone ranks better than each of them (model soups: Wortsman et al. 2022,
+arXiv:2203.05482). A longer step from the base in the direction of a training does more of what it taught (task vectors:
+Ilharco et al. 2023, arXiv:2212.04089, §3; model extrapolation: Zheng et al. 2024, arXiv:2404.16792).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
+from sentence_transformers_inf.modules import (
+    encoders_of,
+    is_adapter,
+    is_single,
+    load_instruction_model,
+    merge_lora,
+    two_towers,
+)
+from sentence_transformers_inf.recipe import is_finite, read_recipe
+
+
+def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: Any) -> SentenceTransformer:
+    """The model with the weights base + step · (mean of the models - base).
+
+    Args:
+        models: Folders of models that were trained from one base. A LoRA is merged first.
+        step: 1: the average. Above 1 the model obeys more, and moves further from how the base ranks.
+        **kwargs: For ``SentenceTransformer`` (``device``, ``trust_remote_code``, ...).
+
+    Returns:
+        A model of the same modules, on which :func:`average_recipe` says how it came about.
+
+    Raises:
+        OSError: There is no such model.
+        ValueError: No model, a step that is not positive, an adapter, models of different bases or shapes.
+    """
+    recipes = _recipes(models, step)
+    averaged = _read(models[0], **kwargs)
+    weights = _weights(averaged)
+    for name in models[1:]:
+        other = _weights(_read(name, **kwargs))
+        _check_alike(models[0], weights, name, other)
+        weights = {key: value + other[key] for key, value in weights.items()}
+    weights = {key: value / len(models) for key, value in weights.items()}
+    if step != 1:
+        name = recipes[0]["base"]
+        base = load_instruction_model(bundled_base() if name == BUNDLED_BASE else name, **kwargs)
+        if not is_single(averaged) and is_single(base):
+            base = two_towers(base)
+        before = _weights(base)
+        _check_alike(models[0], weights, f"its base {name}", before)
+        weights = {key: before[key] + step * (value - before[key]) for key, value in weights.items()}
+    averaged.load_state_dict({key: weights.get(key, value) for key, value in averaged.state_dict().items()})
+    return averaged
+
+
+def average_recipe(models: Sequence[str | Path], step: float = 1.0) -> dict[str, Any]:
+    """The recipe of :func:`average_models`: what the models' recipes have in common, their seeds and data, and the step.
+
+    Raises:
+        ValueError: As :func:`average_models`, but that nothing is loaded.
+    """
+    recipes = _recipes(models, step)
+    settings = [recipe.get("settings", {}) for recipe in recipes]
+    common = {key: value for key, value in settings[0].items() if all(other.get(key) == value for other in settings)}
+    common |= {"seed": [of_model.get("seed") for of_model in settings], "averaged_models": len(models), "step": step}
+    sources = [source for recipe in recipes for source in recipe.get("sources", [recipe])]
+    names = ("data", "data_on_hub", "data_revision", "records", "records_sha256")
+    by_digest = {source.get("records_sha256"): {name: source.get(name) for name in names} for source in sources}
+    recipe = {name: recipes[0].get(name) for name in ("base", "base_on_hub", "license")}
+    recipe |= {"sources": list(by_digest.values()), "settings": common}
+    if all("minutes" in of_model for of_model in recipes) and len({of_model["hardware"] for of_model in recipes}) == 1:
+        minutes = round(sum(of_model["minutes"] for of_model in recipes), 1)
+        recipe |= {"minutes": minutes, "hardware": recipes[0]["hardware"]}
+    return recipe
+
+
+def _recipes(models: Sequence[str | Path], step: float) -> list[dict[str, Any]]:
+    """The recipes of the models, all of one base."""
+    if not models:
+        raise ValueError("there is no model to average: name at least one folder")
+    if not is_finite(step) or step <= 0:
+        raise ValueError(f"step must be positive and finite, got {step}")
+    recipes = []
+    for name in models:
+        if not Path(name).is_dir():
+            raise FileNotFoundError(f"{name}: no such folder; check the path")
+        recipe = read_recipe(name)
+        if recipe is None or not recipe.get("finished", False):
+            raise ValueError(f"{name}: there is no finished training here: name folders that inf-embed train wrote")
+        recipes.append(recipe)
+        if recipe["base"] != recipes[0]["base"]:
+            both = f"{recipe['base']!r}, {models[0]} from {recipes[0]['base']!r}"
+            raise ValueError(f"{name} was trained from {both}: average models of one base")
+    return recipes
+
+
+def _read(name: str | Path, **kwargs: Any) -> SentenceTransformer:
+    model = load_instruction_model(name, **kwargs)
+    if is_adapter(model):
+        raise ValueError(f"{name} is an adapter, and only whole models are averaged: train with --update both")
+    for transformer in encoders_of(model):
+        merge_lora(transformer)
+    return model
+
+
+def _weights(model: SentenceTransformer) -> dict[str, Tensor]:
+    """The weights of a model in float32; what is counted and not learned is left out."""
+    return {name: value.float() for name, value in model.state_dict().items() if torch.is_floating_point(value)}
+
+
+def _check_alike(first: str | Path, weights: dict[str, Tensor], name: str | Path, other: dict[str, Tensor]) -> None:
+    unlike = [key for key in weights.keys() | other.keys() if key not in weights or key not in other]
+    unlike += [key for key in weights.keys() & other.keys() if weights[key].shape != other[key].shape]
+    if unlike:
+        raise ValueError(f"{first} and {name} have different weights ({sorted(unlike)[0]}): average models of one kind")
