@@ -88,6 +88,13 @@ def test_what_cannot_be_averaged_is_named(runs, tiny, few_records, tmp_path, bas
     train(few_records, str(one), tmp_path / "further", **quick)
     with pytest.raises(ValueError, match="average models of one base"):
         average_models([one, tmp_path / "further"])
+    train(few_records, tiny, tmp_path / "attention", interaction="gated", **quick)
+    assert average_models([tmp_path / "attention"]) is not None
+    with pytest.raises(ValueError, match=r"weights that its base lacks .*: only --step 1 is possible"):
+        average_models([tmp_path / "attention"], step=1.5)
+    train(few_records, SentenceTransformer(tiny), tmp_path / "of-memory", **quick)
+    with pytest.raises(ValueError, match="a model in memory, which is gone: only --step 1 is possible"):
+        average_models([tmp_path / "of-memory"], step=1.5)
     recipe = json.loads((tmp_path / "further" / "recipe.json").read_text())
     (tmp_path / "further" / "recipe.json").write_text(json.dumps(recipe | {"finished": False}))
     with pytest.raises(ValueError, match="no finished training"):

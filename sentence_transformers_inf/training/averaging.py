@@ -25,6 +25,7 @@ from sentence_transformers_inf.modules import (
     two_towers,
 )
 from sentence_transformers_inf.recipe import is_finite, read_recipe
+from sentence_transformers_inf.training.run_recipe import IN_MEMORY
 
 
 def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: Any) -> SentenceTransformer:
@@ -51,12 +52,9 @@ def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: An
         weights = {key: value + other[key] for key, value in weights.items()}
     weights = {key: value / len(models) for key, value in weights.items()}
     if step != 1:
-        name = recipes[0]["base"]
-        base = load_instruction_model(bundled_base() if name == BUNDLED_BASE else name, **kwargs)
-        if not is_single(averaged) and is_single(base):
-            base = two_towers(base)
-        before = _weights(base)
-        _check_alike(models[0], weights, f"its base {name}", before)
+        before = _weights(_base(recipes[0]["base"], averaged, **kwargs))
+        if added := sorted(weights.keys() - before.keys()):
+            raise ValueError(f"{models[0]} has weights that its base lacks ({added[0]}): only --step 1 is possible")
         weights = {key: before[key] + step * (value - before[key]) for key, value in weights.items()}
     averaged.load_state_dict({key: weights.get(key, value) for key, value in averaged.state_dict().items()})
     return averaged
@@ -101,6 +99,14 @@ def _recipes(models: Sequence[str | Path], step: float) -> list[dict[str, Any]]:
             both = f"{recipe['base']!r}, {models[0]} from {recipes[0]['base']!r}"
             raise ValueError(f"{name} was trained from {both}: average models of one base")
     return recipes
+
+
+def _base(name: str, trained: SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
+    """The base of a model, with as many encoders."""
+    if name == IN_MEMORY:
+        raise ValueError("the models were trained from a model in memory, which is gone: only --step 1 is possible")
+    base = load_instruction_model(bundled_base() if name == BUNDLED_BASE else name, **kwargs)
+    return two_towers(base) if is_single(base) and not is_single(trained) else base
 
 
 def _read(name: str | Path, **kwargs: Any) -> SentenceTransformer:
