@@ -1,6 +1,8 @@
 """One model from several trainings: its weights, its recipe and card, and what is refused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model
-from sentence_transformers_inf.training.averaging import average_models
+from sentence_transformers_inf.training.averaging import average_models, average_recipe
 from tests.commands import call, error_line
 from tests.training import train
 
@@ -18,13 +20,19 @@ DENSE = "encoder.layer.1.output.dense.weight"
 
 @pytest.fixture(scope="module")
 def runs(tiny, few_records, tmp_path_factory):
-    """Two trainings of one base, which differ in their seeds."""
+    """Two trainings of one base, with other seeds, a setting that differs, and other records."""
     folder = tmp_path_factory.mktemp("runs")
-    for seed in (1, 2):
-        train(
-            few_records, tiny, folder / f"seed-{seed}", seed=seed, learning_rate=1e-2, save_strategy="no", eval_strategy="no"
-        )
+    quick = {"learning_rate": 1e-2, "save_strategy": "no", "eval_strategy": "no"}
+    train(few_records, tiny, folder / "seed-1", seed=1, **quick)
+    train(few_records.select(range(3)), tiny, folder / "seed-2", seed=2, per_device_train_batch_size=3, **quick)
+    for seed, minutes in ((1, 1.5), (2, 2.0)):
+        change_recipe(folder / f"seed-{seed}", minutes=minutes)
     return folder
+
+
+def change_recipe(folder, **entries):
+    path = folder / "recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
 def dense(folder, route):
@@ -50,13 +58,17 @@ def test_the_average_goes_from_the_base_as_far_as_it_is_told(runs, tiny, tmp_pat
     recipe = json.loads((output / "recipe.json").read_text())
     assert recipe["finished"]
     assert recipe["base"] == str(tiny)
-    assert recipe["settings"]["seed"] == [1, 2]
-    assert recipe["settings"]["learning_rate"] == 1e-2
-    assert (recipe["settings"]["averaged_models"], recipe["settings"]["step"]) == (2, step)
-    assert [source["records"] for source in recipe["sources"]] == [4]
+    assert recipe["minutes"] == 3.5
+    assert recipe["records"] == 7
+    assert [source["records"] for source in recipe["sources"]] == [4, 3]
+    settings = recipe["settings"]
+    assert settings["seed"] == [1, 2]
+    assert settings["learning_rate"] == 1e-2
+    assert "per_device_train_batch_size" not in settings
+    assert (settings["averaged_models"], settings["averaging_step"]) == (2, step)
     card = (output / "README.md").read_text()
-    assert "- averaged_models: 2" in card
-    assert f"- step: {step}" in card
+    assert f"- The average of 2 trainings, {step} times as far from the base\n" in card
+    assert "3.5 minutes" in card
     status, _, err = call("inf-embed", "average", str(runs / "seed-1"), "--output", str(output))
     assert status == 2
     assert "--overwrite" in error_line(err)
@@ -74,6 +86,13 @@ def test_a_lora_is_merged(tiny, few_records, tmp_path):
     merged = SentenceTransformer(str(tmp_path / "merged")).encode_query("vaccines For children.")
     assert np.allclose(merged, lora.encode_query(ASKED), atol=1e-5)
     assert not np.allclose(merged, load_instruction_model(tiny).encode_query(ASKED), atol=1e-2)
+    further = {"learning_rate": 1e-2, "save_strategy": "no", "eval_strategy": "no"}
+    train(few_records, str(tmp_path / "lora"), tmp_path / "further", frozen_layers=None, **further)
+    before, after = (average_models([tmp_path / name]).state_dict() for name in ("lora", "further"))
+    longer = average_models([tmp_path / "further"], step=2.0).state_dict()
+    (weight,) = (name for name in longer if name.endswith(DENSE))
+    assert not before[weight].allclose(after[weight], atol=1e-4)
+    assert longer[weight].allclose(2 * after[weight] - before[weight], atol=1e-5)
 
 
 def test_what_cannot_be_averaged_is_named(runs, tiny, few_records, tmp_path, base):
@@ -105,7 +124,27 @@ def test_what_cannot_be_averaged_is_named(runs, tiny, few_records, tmp_path, bas
         average_models([])
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         average_models(["nowhere"])
-    status, _, err = call("inf-embed", "average", str(one), "--output", str(one), "--overwrite")
-    assert status == 2
-    assert "name another --output" in error_line(err)
-    assert (one / "modules.json").exists()
+    for output in (one, Path(tiny)):
+        status, _, err = call("inf-embed", "average", str(one), "--output", str(output), "--overwrite")
+        assert status == 2
+        assert "name another --output" in error_line(err)
+        assert (output / "modules.json").exists()
+
+
+def test_models_of_other_texts_machines_or_a_base_that_is_gone_are_not_mixed_up(runs, tiny, few_records, tmp_path):
+    one = tmp_path / "one"
+    shutil.copytree(runs / "seed-1", one)
+    change_recipe(one, hardware="another machine")
+    assert "minutes" not in average_recipe([one, runs / "seed-2"])
+    train(few_records, tiny, tmp_path / "lines", template="{query}: {instruction}", save_strategy="no", eval_strategy="no")
+    with pytest.raises(ValueError, match="join or cut their texts differently"):
+        average_models([one, tmp_path / "lines"])
+    change_recipe(one, base=str(tmp_path / "gone"))
+    assert average_models([one]) is not None
+    with pytest.raises(OSError, match=r"the models' base is not there .*leave --step out"):
+        average_models([one], step=1.5)
+    recipe = json.loads((one / "recipe.json").read_text())
+    del recipe["records_sha256"]
+    (one / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match="no finished training"):
+        average_models([one])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sentence_transformers_inf.cli.checks import output_folder
+from sentence_transformers_inf.cli.checks import finite, output_folder
 from sentence_transformers_inf.cli.display import print_line, quiet
 from sentence_transformers_inf.cli.options import TrustOption
 
@@ -16,7 +16,12 @@ def average(
     models: Annotated[list[Path], typer.Argument(help="Folders of models that were trained from one base.")],
     output: Annotated[Path, typer.Option(help="Folder for the model.", callback=output_folder)],
     step: Annotated[
-        float, typer.Option(help="How far to go from the base to the average; above 1 obeys more and ranks less well.")
+        float,
+        typer.Option(
+            help="How far to go from the base to the average; above 1 obeys more and ranks less well.",
+            min=0.01,
+            callback=finite,
+        ),
     ] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in the folder.")] = False,
     trust_remote_code: TrustOption = False,
@@ -28,8 +33,8 @@ def average(
 
     quiet()
     folder = RunFolder(output)
-    folder.check_outside(*models)
     recipe = average_recipe(models, step)
+    folder.check_outside(*models, recipe["base"])
     with folder.held():
         folder.check(recipe, overwrite)
         model = average_models(models, step, trust_remote_code=trust_remote_code)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.modules import (
+    encoder_of,
     encoders_of,
     is_adapter,
     is_single,
@@ -25,14 +26,15 @@ from sentence_transformers_inf.modules import (
     two_towers,
 )
 from sentence_transformers_inf.recipe import is_finite, read_recipe
-from sentence_transformers_inf.training.run_recipe import IN_MEMORY
+from sentence_transformers_inf.training.run_recipe import IN_MEMORY, OF_SOURCE, of_sources
 
 
 def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: Any) -> SentenceTransformer:
     """The model with the weights base + step · (mean of the models - base).
 
     Args:
-        models: Folders of models that were trained from one base. A LoRA is merged first.
+        models: Folders of models that were trained from one base, which must be as it was then for a step other than 1. A
+            LoRA is merged first.
         step: 1: the average. Above 1 the model obeys more, and moves further from how the base ranks.
         **kwargs: For ``SentenceTransformer`` (``device``, ``trust_remote_code``, ...).
 
@@ -40,21 +42,25 @@ def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: An
         A model of the same modules, on which :func:`average_recipe` says how it came about.
 
     Raises:
-        OSError: There is no such model.
-        ValueError: No model, a step that is not positive, an adapter, models of different bases or shapes.
+        OSError: There is no such model, or its base is not there any more.
+        ValueError: No model, a step that is not positive, an adapter, models of different bases, shapes or templates.
     """
     recipes = _recipes(models, step)
     averaged = _read(models[0], **kwargs)
     weights = _weights(averaged)
     for name in models[1:]:
-        other = _weights(_read(name, **kwargs))
-        _check_alike(models[0], weights, name, other)
-        weights = {key: value + other[key] for key, value in weights.items()}
+        other = _read(name, **kwargs)
+        if _joins(other) != _joins(averaged):
+            raise ValueError(f"{models[0]} and {name} join or cut their texts differently: average models of one kind")
+        added = _weights(other)
+        _check_alike(models[0], weights, name, added)
+        weights = {key: value + added[key] for key, value in weights.items()}
     weights = {key: value / len(models) for key, value in weights.items()}
     if step != 1:
         before = _weights(_base(recipes[0]["base"], averaged, **kwargs))
-        if added := sorted(weights.keys() - before.keys()):
-            raise ValueError(f"{models[0]} has weights that its base lacks ({added[0]}): only --step 1 is possible")
+        if beside := sorted(weights.keys() - before.keys()):
+            raise ValueError(f"{models[0]} has weights that its base lacks ({beside[0]}): only --step 1 is possible")
+        _check_alike(models[0], weights, f"its base {recipes[0]['base']}", {key: before[key] for key in weights})
         weights = {key: before[key] + step * (value - before[key]) for key, value in weights.items()}
     averaged.load_state_dict({key: weights.get(key, value) for key, value in averaged.state_dict().items()})
     return averaged
@@ -69,12 +75,12 @@ def average_recipe(models: Sequence[str | Path], step: float = 1.0) -> dict[str,
     recipes = _recipes(models, step)
     settings = [recipe.get("settings", {}) for recipe in recipes]
     common = {key: value for key, value in settings[0].items() if all(other.get(key) == value for other in settings)}
-    common |= {"seed": [of_model.get("seed") for of_model in settings], "averaged_models": len(models), "step": step}
+    common |= {"seed": [of_model.get("seed") for of_model in settings]}
+    common |= {"averaged_models": len(models), "averaging_step": step}
     sources = [source for recipe in recipes for source in recipe.get("sources", [recipe])]
-    names = ("data", "data_on_hub", "data_revision", "records", "records_sha256")
-    by_digest = {source.get("records_sha256"): {name: source.get(name) for name in names} for source in sources}
+    by_digest = {source["records_sha256"]: {name: source[name] for name in OF_SOURCE} for source in sources}
     recipe = {name: recipes[0].get(name) for name in ("base", "base_on_hub", "license")}
-    recipe |= {"sources": list(by_digest.values()), "settings": common}
+    recipe |= {**of_sources(list(by_digest.values())), "settings": common}
     if all("minutes" in of_model for of_model in recipes) and len({of_model["hardware"] for of_model in recipes}) == 1:
         minutes = round(sum(of_model["minutes"] for of_model in recipes), 1)
         recipe |= {"minutes": minutes, "hardware": recipes[0]["hardware"]}
@@ -92,12 +98,14 @@ def _recipes(models: Sequence[str | Path], step: float) -> list[dict[str, Any]]:
         if not Path(name).is_dir():
             raise FileNotFoundError(f"{name}: no such folder; check the path")
         recipe = read_recipe(name)
-        if recipe is None or not recipe.get("finished", False):
+        sources = [] if recipe is None else recipe.get("sources", [recipe])
+        is_known = all(entry in source for source in sources for entry in OF_SOURCE)
+        if recipe is None or not recipe.get("finished", False) or not is_known:
             raise ValueError(f"{name}: there is no finished training here: name folders that inf-embed train wrote")
         recipes.append(recipe)
-        if recipe["base"] != recipes[0]["base"]:
-            both = f"{recipe['base']!r}, {models[0]} from {recipes[0]['base']!r}"
-            raise ValueError(f"{name} was trained from {both}: average models of one base")
+        base, first = recipe["base"], recipes[0]["base"]
+        if base != first:
+            raise ValueError(f"{name} was trained from {base}, {models[0]} from {first}: average models of one base")
     return recipes
 
 
@@ -105,7 +113,10 @@ def _base(name: str, trained: SentenceTransformer, **kwargs: Any) -> SentenceTra
     """The base of a model, with as many encoders."""
     if name == IN_MEMORY:
         raise ValueError("the models were trained from a model in memory, which is gone: only --step 1 is possible")
-    base = load_instruction_model(bundled_base() if name == BUNDLED_BASE else name, **kwargs)
+    try:
+        base = _merged(load_instruction_model(bundled_base() if name == BUNDLED_BASE else name, **kwargs))
+    except OSError as error:
+        raise OSError(f"the models' base is not there ({error}): bring it back, or leave --step out") from error
     return two_towers(base) if is_single(base) and not is_single(trained) else base
 
 
@@ -113,9 +124,19 @@ def _read(name: str | Path, **kwargs: Any) -> SentenceTransformer:
     model = load_instruction_model(name, **kwargs)
     if is_adapter(model):
         raise ValueError(f"{name} is an adapter, and only whole models are averaged: train with --update both")
+    return _merged(model)
+
+
+def _merged(model: SentenceTransformer) -> SentenceTransformer:
     for transformer in encoders_of(model):
         merge_lora(transformer)
     return model
+
+
+def _joins(model: SentenceTransformer) -> tuple[Any, ...]:
+    """How a model makes a text of its inputs."""
+    transformer: Any = encoder_of(model)[0]
+    return transformer.template, transformer.max_query_length, transformer.max_seq_length, model.prompts
 
 
 def _weights(model: SentenceTransformer) -> dict[str, Tensor]:

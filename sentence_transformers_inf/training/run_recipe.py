@@ -19,6 +19,9 @@ from sentence_transformers_inf.training.arguments import InstructionTrainingArgu
 IN_MEMORY = "a model in memory"
 """The base's name in a recipe where it has none."""
 
+OF_SOURCE = ("data", "data_on_hub", "data_revision", "records", "records_sha256")
+"""What a recipe says of each source of its data."""
+
 
 def base_name(model: str | Path | SentenceTransformer | None) -> str:
     """What a recipe calls the base model."""
@@ -38,27 +41,30 @@ def run_recipe(base: str, records: dict[str | None, Dataset], args: InstructionT
             ``sources`` what it has of a single one.
         args: Resolved.
     """
-    sources = [_source(name, data) for name, data in records.items()]
-    digests = "".join(source["records_sha256"] for source in sources)
     return {
         "base": base,
         "base_on_hub": not Path(base).exists() and base != IN_MEMORY,
         "license": _license(base),
-        **(
-            sources[0]
-            if len(sources) == 1
-            else {
-                "data": [source["data"] for source in sources],
-                "records": sum(source["records"] for source in sources),
-                "records_sha256": hashlib.sha256(digests.encode()).hexdigest()[:16],
-                "sources": sources,
-            }
-        ),
+        **of_sources([_source(name, data) for name, data in records.items()]),
         "settings": args.recipe(),
     }
 
 
+def of_sources(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a recipe says of its data: of a single source all, of several the names, the sum and one digest beside them."""
+    if len(sources) == 1:
+        return sources[0]
+    digests = "".join(source["records_sha256"] for source in sources)
+    return {
+        "data": [source["data"] for source in sources],
+        "records": sum(source["records"] for source in sources),
+        "records_sha256": hashlib.sha256(digests.encode()).hexdigest()[:16],
+        "sources": sources,
+    }
+
+
 def _source(name: str | None, records: Dataset) -> dict[str, Any]:
+    """The entries :data:`OF_SOURCE`."""
     source = source_of(records)
     return {
         "data": name if source is None else source.name,
