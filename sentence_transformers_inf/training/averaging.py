@@ -1,8 +1,8 @@
 """One model from several trainings of one base: the average of their weights, and how far to go towards it.
 
-The average of runs that differ in their seeds alone ranks better than each of them (model soups: Wortsman et al. 2022,
-arXiv:2203.05482). A longer step from the base in the direction of a training does more of what it taught (task vectors:
-Ilharco et al. 2023, arXiv:2212.04089, §3; model extrapolation: Zheng et al. 2024, arXiv:2404.16792).
+The average of runs often ranks better than they do one by one (model soups: Wortsman et al. 2022, arXiv:2203.05482). A
+longer step from the base in the direction of a training does more of what it taught (task vectors: Ilharco et al. 2023,
+arXiv:2212.04089, §3; model extrapolation: Zheng et al. 2024, arXiv:2404.16792).
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def average_recipe(models: Sequence[str | Path], step: float = 1.0) -> dict[str,
     """The recipe of :func:`average_models`: what the models' recipes have in common, their seeds and data, and the step.
 
     Raises:
-        ValueError: As :func:`average_models`, but that nothing is loaded.
+        FileNotFoundError: There is no such folder.
+        ValueError: No model, a step that is not positive, a folder without a finished training, models of different bases.
     """
     recipes = _recipes(models, step)
     settings = [recipe.get("settings", {}) for recipe in recipes]
