@@ -1,15 +1,18 @@
 """One model from several trainings: its weights, its recipe and card, and what is refused."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model
+from sentence_transformers_inf.modules import encoder_of, merge_lora
 from sentence_transformers_inf.training.averaging import average_models, average_recipe
 from tests.commands import call, error_line
 from tests.training import train
@@ -95,12 +98,52 @@ def test_a_lora_is_merged(tiny, few_records, tmp_path):
     assert longer[weight].allclose(2 * after[weight] - before[weight], atol=1e-5)
 
 
+@pytest.mark.parametrize(("lora_r", "merge_base"), [(4, False), (0, False), (4, True)])
+def test_adapters_are_averaged_beside_their_base(tiny, few_records, tmp_path, lora_r, merge_base):
+    learned = {"learning_rate": 1e-2, "num_train_epochs": 10, "save_strategy": "no", "eval_strategy": "no"}
+    folders = [tmp_path / "seed-1", tmp_path / "seed-2"]
+    for seed, folder in enumerate(folders):
+        kind = {"lora_r": lora_r, "merge_base": merge_base} | ({"frozen_layers": None} if lora_r else {})
+        train(few_records, tiny, folder, update="queries", seed=seed, **kind, **learned)
+    output = tmp_path / "average"
+    status, _out, err = call("inf-embed", "average", *map(str, folders), "--step", "1.5", "--output", str(output))
+    assert status == 0, err
+    base, average = load_instruction_model(tiny), load_instruction_model(output)
+    texts = ["vaccines", "A vaccine shows the body a germ."]
+    assert np.array_equal(average.encode_query(texts), base.encode_query(texts))
+    assert np.array_equal(average.encode_document(texts), base.encode_document(texts))
+    one, two, together = (dense_of_tower(load_instruction_model(folder)) for folder in (*folders, output))
+    before = dense_of_tower(base)
+    expected = 1.5 * ((one + two) / 2 - before)
+    if lora_r and not merge_base:  # of two LoRAs of rank 4, what rank 4 can hold
+        left, values, right = torch.linalg.svd(expected)
+        assert values[4] > 1e-4
+        expected = left[:, :4] * values[:4] @ right[:4]
+    assert (together - before).allclose(expected, atol=1e-6)
+    assert expected.abs().max() > 1e-3
+    assert (output / "adapter_model.safetensors").exists() == bool(lora_r and not merge_base)
+    assert (output / "instruction_adapter.json").exists() != merge_base
+    card = (output / "README.md").read_text()
+    assert "- The average of 2 trainings, 1.5 times as far from the base\n" in card
+    # One alone, as far as it went, is itself.
+    assert dense_of_tower(average_models(folders[:1])).allclose(one, atol=1e-6)
+
+
+def dense_of_tower(model):
+    """A weight of the encoder of instructed queries, its LoRA merged."""
+    encoder = copy.deepcopy(encoder_of(model)[0])
+    merge_lora(encoder)
+    return encoder.model.state_dict()[DENSE].clone()
+
+
 def test_what_cannot_be_averaged_is_named(runs, tiny, few_records, tmp_path, base):
     one = runs / "seed-1"
     quick = {"save_strategy": "no", "eval_strategy": "no", "max_steps": 1}
-    train(few_records, tiny, tmp_path / "adapter", update="queries", lora_r=2, frozen_layers=None, **quick)
-    with pytest.raises(ValueError, match="adapter is an adapter, and only whole models"):
-        average_models([tmp_path / "adapter"])
+    train(few_records, tiny, tmp_path / "lora", update="queries", lora_r=2, frozen_layers=None, **quick)
+    train(few_records, tiny, tmp_path / "copy", update="queries", lora_r=0, **quick)
+    for names in ([one, tmp_path / "lora"], [tmp_path / "lora", tmp_path / "copy"], [tmp_path / "copy", one]):
+        with pytest.raises(ValueError, match="are of different kinds: average whole models, LoRA adapters or copies"):
+            average_models(names)
     train(few_records, tiny, tmp_path / "one-encoder", encoders="shared", **quick)
     with pytest.raises(ValueError, match="average models of one kind"):
         average_models([one, tmp_path / "one-encoder"])

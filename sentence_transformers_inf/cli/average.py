@@ -13,7 +13,7 @@ from sentence_transformers_inf.cli.options import TrustOption
 
 
 def average(
-    models: Annotated[list[Path], typer.Argument(help="Folders of models that were trained from one base.")],
+    models: Annotated[list[Path], typer.Argument(help="Folders of models or adapters, trained from one base.")],
     output: Annotated[Path, typer.Option(help="Folder for the model.", callback=output_folder)],
     step: Annotated[
         float,
@@ -28,6 +28,7 @@ def average(
 ) -> None:
     """Average the weights of several trainings into one model."""
     from sentence_transformers_inf.hub.card import write_model_card
+    from sentence_transformers_inf.modules import save_adapter
     from sentence_transformers_inf.training import RunFolder
     from sentence_transformers_inf.training.averaging import average_models, average_recipe
 
@@ -39,7 +40,10 @@ def average(
         folder.check(recipe, overwrite)
         model = average_models(models, step, trust_remote_code=trust_remote_code)
         folder.claim(recipe, overwrite)
-        model.save_pretrained(str(output), create_model_card=False)
+        if (origin := getattr(model[0], "origin", None)) is None:
+            model.save_pretrained(str(output), create_model_card=False)
+        else:  # an adapter without its base
+            save_adapter(model, output, *origin)
         folder.share_weights()
         write_model_card(output, model=model)
         folder.finish(recipe)

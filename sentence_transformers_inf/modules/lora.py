@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers.base.modules import Transformer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
@@ -85,6 +86,36 @@ def train_lora(transformer: Transformer) -> None:
     """Let a LoRA that is there be trained, and nothing else of the encoder."""
     for name, parameter in transformer.model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+
+
+def lora_weights(transformer: Transformer) -> dict[str, Tensor]:
+    """What a transformer's LoRA adds to each layer, (outputs, inputs) in float32, by the layers' paths."""
+    return {
+        name: layer.scaling[ADAPTER_NAME] * _factor(layer, "B").float() @ _factor(layer, "A").float()
+        for name, layer in lora_layers(transformer).items()
+    }
+
+
+@torch.no_grad()
+def set_lora(transformer: Transformer, weights: dict[str, Tensor]) -> None:
+    """Let a transformer's LoRA add what is given, or what is nearest to it of the LoRA's rank (Eckart and Young 1936).
+
+    Args:
+        transformer: One with a LoRA.
+        weights: As of :func:`lora_weights`.
+    """
+    for name, layer in lora_layers(transformer).items():
+        left, values, right = torch.linalg.svd(weights[name] / layer.scaling[ADAPTER_NAME], full_matrices=False)
+        rank = min(layer.r[ADAPTER_NAME], len(values))
+        root = values[:rank].sqrt()
+        _factor(layer, "A").zero_()[:rank] = root[:, None] * right[:rank]
+        _factor(layer, "B").zero_()[:, :rank] = left[:, :rank] * root
+
+
+def _factor(layer: Any, which: str) -> Tensor:
+    """The factor A, (rank, inputs), or B, (outputs, rank), of a layer's LoRA."""
+    weight: Tensor = getattr(layer, f"lora_{which}")[ADAPTER_NAME].weight
+    return weight.detach()
 
 
 def merge_lora(transformer: Transformer) -> None:

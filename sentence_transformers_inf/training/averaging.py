@@ -13,18 +13,22 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from sentence_transformers_inf.corpora import BUNDLED_BASE, bundled_base
 from sentence_transformers_inf.modules import (
+    copy_tower,
+    detach_adapter,
     encoder_of,
     encoders_of,
+    has_lora,
     is_adapter,
     is_single,
     load_instruction_model,
     merge_lora,
     two_towers,
 )
+from sentence_transformers_inf.modules.lora import lora_weights, set_lora
 from sentence_transformers_inf.recipe import is_finite, read_recipe
 from sentence_transformers_inf.training.run_recipe import IN_MEMORY, OF_SOURCE, of_sources
 
@@ -32,9 +36,12 @@ from sentence_transformers_inf.training.run_recipe import IN_MEMORY, OF_SOURCE, 
 def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: Any) -> SentenceTransformer:
     """The model with the weights base + step · (mean of the models - base).
 
+    Of adapters this is the encoder of instructed queries. The average of LoRAs has the rank of the first: of all that rank
+    allows, it is the nearest to the average of what they add.
+
     Args:
-        models: Folders of models that were trained from one base, which must be as it was then for a step other than 1. A
-            LoRA is merged first.
+        models: Folders of models, or of adapters, that were trained from one base, which must be as it was then for a step
+            other than 1. A LoRA that is no adapter is merged first.
         step: 1: the average. Above 1 the model obeys more, and moves further from how the base ranks.
         **kwargs: For ``SentenceTransformer`` (``device``, ``trust_remote_code``, ...).
 
@@ -43,13 +50,15 @@ def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: An
 
     Raises:
         OSError: There is no such model, or its base is not there any more.
-        ValueError: No model, a step that is not positive, an adapter, models of different bases, shapes or templates.
+        ValueError: No model, a step that is not positive, or models of different bases, kinds, shapes or templates.
     """
     recipes = _recipes(models, step)
     averaged = _read(models[0], **kwargs)
     weights = _weights(averaged)
     for name in models[1:]:
         other = _read(name, **kwargs)
+        if _kind(other) != _kind(averaged):
+            raise ValueError(f"{models[0]} and {name} are of different kinds: average whole models, LoRA adapters or copies")
         if _joins(other) != _joins(averaged):
             raise ValueError(f"{models[0]} and {name} join or cut their texts differently: average models of one kind")
         added = _weights(other)
@@ -57,12 +66,12 @@ def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: An
         weights = {key: value + added[key] for key, value in weights.items()}
     weights = {key: value / len(models) for key, value in weights.items()}
     if step != 1:
-        before = _weights(_base(recipes[0]["base"], averaged, **kwargs))
+        before = _before(recipes[0]["base"], averaged, weights, **kwargs)
         if beside := sorted(weights.keys() - before.keys()):
             raise ValueError(f"{models[0]} has weights that its base lacks ({beside[0]}): only --step 1 is possible")
         _check_alike(models[0], weights, f"its base {recipes[0]['base']}", {key: before[key] for key in weights})
         weights = {key: before[key] + step * (value - before[key]) for key, value in weights.items()}
-    averaged.load_state_dict({key: weights.get(key, value) for key, value in averaged.state_dict().items()})
+    _set_weights(averaged, weights)
     return averaged
 
 
@@ -110,22 +119,24 @@ def _recipes(models: Sequence[str | Path], step: float) -> list[dict[str, Any]]:
     return recipes
 
 
-def _base(name: str, trained: SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
-    """The base of a model, with as many encoders."""
+def _before(name: str, trained: SentenceTransformer, weights: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+    """The weights that the training of a model began with."""
+    if _kind(trained) == "LoRA adapter":
+        return {key: torch.zeros_like(value) for key, value in weights.items()}
+    if is_adapter(trained):
+        return _state(nn.Sequential(*copy_tower(detach_adapter(trained), share=True)))
     if name == IN_MEMORY:
         raise ValueError("the models were trained from a model in memory, which is gone: only --step 1 is possible")
     try:
         base = _merged(load_instruction_model(bundled_base() if name == BUNDLED_BASE else name, **kwargs))
     except OSError as error:
         raise OSError(f"the models' base is not there ({error}): bring it back, or leave --step out") from error
-    return two_towers(base) if is_single(base) and not is_single(trained) else base
+    return _state(two_towers(base) if is_single(base) and not is_single(trained) else base)
 
 
 def _read(name: str | Path, **kwargs: Any) -> SentenceTransformer:
     model = load_instruction_model(name, **kwargs)
-    if is_adapter(model):
-        raise ValueError(f"{name} is an adapter, and only whole models are averaged: train with --update both")
-    return _merged(model)
+    return model if is_adapter(model) else _merged(model)
 
 
 def _merged(model: SentenceTransformer) -> SentenceTransformer:
@@ -134,15 +145,41 @@ def _merged(model: SentenceTransformer) -> SentenceTransformer:
     return model
 
 
+def _kind(model: SentenceTransformer) -> str:
+    """What of a model is averaged."""
+    if not is_adapter(model):
+        return "model"
+    transformer: Any = encoder_of(model)[0]
+    return "LoRA adapter" if has_lora(transformer) else "adapter"
+
+
 def _joins(model: SentenceTransformer) -> tuple[Any, ...]:
     """How a model makes a text of its inputs."""
     transformer: Any = encoder_of(model)[0]
-    return transformer.template, transformer.max_query_length, transformer.max_seq_length, model.prompts
+    settings = (transformer.template, transformer.max_query_length, transformer.max_seq_length)
+    return *settings, transformer.find_exclusions, transformer.exclusion_weight, model.prompts
 
 
 def _weights(model: SentenceTransformer) -> dict[str, Tensor]:
-    """The weights of a model in float32; what is counted and not learned is left out."""
-    return {name: value.float() for name, value in model.state_dict().items() if torch.is_floating_point(value)}
+    """What of a model is averaged, in float32: of an adapter its encoder, of that encoder's LoRA what it adds."""
+    transformer: Any = encoder_of(model)[0]
+    if _kind(model) == "LoRA adapter":
+        return lora_weights(transformer)
+    return _state(encoder_of(model) if is_adapter(model) else model)
+
+
+def _set_weights(model: SentenceTransformer, weights: dict[str, Tensor]) -> None:
+    transformer: Any = encoder_of(model)[0]
+    if _kind(model) == "LoRA adapter":
+        set_lora(transformer, weights)
+        return
+    modules = encoder_of(model) if is_adapter(model) else model
+    modules.load_state_dict({key: weights.get(key, value) for key, value in modules.state_dict().items()})
+
+
+def _state(modules: nn.Module) -> dict[str, Tensor]:
+    """The weights in float32; what is counted and not learned is left out."""
+    return {name: value.float() for name, value in modules.state_dict().items() if torch.is_floating_point(value)}
 
 
 def _check_alike(first: str | Path, weights: dict[str, Tensor], name: str | Path, other: dict[str, Tensor]) -> None:
