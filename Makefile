@@ -34,12 +34,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-adapter: $(VENV)/.dev  # what load_instruction_model() loads: trained, measured on the test split, with its card
-	$(BIN)/inf-embed train --update queries --seed 1 --evaluations 1 --output build/all-MiniLM-L6-v2-inf
+adapter: build/adapter-1/README.md build/adapter-2/README.md build/adapter-3/README.md  # what load_instruction_model() loads
+	$(BIN)/inf-embed average $(^D) --step 1.4 --output build/all-MiniLM-L6-v2-inf --overwrite
 	$(BIN)/inf-embed evaluate build/all-MiniLM-L6-v2-inf --json build/scores.json
 	$(BIN)/inf-embed card build/all-MiniLM-L6-v2-inf --results build/scores.json
-	rm -rf sentence_transformers_inf/adapter build/all-MiniLM-L6-v2-inf/eval
+	rm -rf sentence_transformers_inf/adapter build/all-MiniLM-L6-v2-inf/eval build/all-MiniLM-L6-v2-inf/.lock
 	cp -r build/all-MiniLM-L6-v2-inf sentence_transformers_inf/adapter
+
+build/adapter-%/README.md: | $(VENV)/.dev  # one of the trainings; its card is written last
+	$(BIN)/inf-embed train --update queries --seed $* --evaluations 1 --output $(@D)
 
 picture: $(VENV)/.dev  # of the playground, for README; wants Chromium
 	$(BIN)/python -m tests.browser docs/images/playground.png

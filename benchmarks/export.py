@@ -1,9 +1,8 @@
 """ONNX Runtime's int8 against PyTorch's float32: time, in turns in one process, and quality.
 
-    python benchmarks/export.py [--form adapter] [--rounds 7]
+    python benchmarks/export.py [MODEL] [--rounds 7]
 
-The adapter that ships, or its encoder of instructed queries as one of two encoders (`--form checkpoint`), exported with
-`inf-embed export --format onnx --quantize`:
+The adapter that ships, or another model, exported with `inf-embed export --format onnx --quantize`:
 
 - 24 instructed queries of the bundled test split, one by one;
 - 64 of its passages, 32 at a time;
@@ -22,26 +21,15 @@ from report import Row, at_least, at_most, report
 from sentence_transformers import SentenceTransformer
 
 from sentence_transformers_inf import load_instruction_model, load_records
-from sentence_transformers_inf.corpora import bundled_base
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.export import export_model
-from sentence_transformers_inf.modules import copy_tower, encoder_of, two_towers
 from sentence_transformers_inf.modules.loading import BUNDLED_ADAPTER
 from sentence_transformers_inf.passages import distinct_passages
 
 
-def two_encoders(folder: Path) -> Path:
-    """A checkpoint whose queries have the shipped adapter's encoder."""
-    (transformer, *_) = copy_tower(load_instruction_model(), share=False)
-    model = two_towers(load_instruction_model(bundled_base()))
-    encoder_of(model)[0].model = transformer.model
-    model.save_pretrained(str(folder))
-    return folder
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--form", choices=("adapter", "checkpoint"), default="adapter")
+    parser.add_argument("model", nargs="?", default=str(BUNDLED_ADAPTER))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     datasets.disable_progress_bars()
@@ -52,10 +40,9 @@ def main() -> None:
     ]
     passages = distinct_passages([records])[100:164]
     with tempfile.TemporaryDirectory() as scratch:
-        source = BUNDLED_ADAPTER if options.form == "adapter" else two_encoders(Path(scratch, "checkpoint"))
-        settings = export_model(source, Path(scratch, "export"), "onnx", quantize=True)
+        settings = export_model(options.model, Path(scratch, "export"), "onnx", quantize=True)
         exported = load_instruction_model(Path(scratch, "export"), backend="onnx")
-        model = load_instruction_model(source, device="cpu").eval()
+        model = load_instruction_model(options.model, device="cpu").eval()
 
         def singly(encoder: SentenceTransformer) -> None:
             for query in queries:
@@ -73,7 +60,7 @@ def main() -> None:
         rows.append(at_least("top-10 overlap", settings["parity"]["top_10_overlap"], 0.95, ".3f"))
         p_mrr = [measure(encoder, records).means()["p_mrr"] for encoder in (model, exported)]
         rows.append(at_most(f"p-MRR, change from {p_mrr[0]:.1f}", abs(p_mrr[1] - p_mrr[0]), 1.5))
-    report(f"export_{options.form}", f"Int8 of ONNX Runtime / float32 of PyTorch, {options.form}", rows)
+    report("export", f"{Path(options.model).name}: int8 of ONNX Runtime / float32 of PyTorch", rows)
 
 
 if __name__ == "__main__":
