@@ -65,7 +65,7 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) inf-embed-demo site
+	rm -rf $(VENV) inf-embed-demo site build
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

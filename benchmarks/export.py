@@ -60,7 +60,8 @@ def main() -> None:
         rows.append(at_least("top-10 overlap", settings["parity"]["top_10_overlap"], 0.95, ".3f"))
         p_mrr = [measure(encoder, records).means()["p_mrr"] for encoder in (model, exported)]
         rows.append(at_most(f"p-MRR, change from {p_mrr[0]:.1f}", abs(p_mrr[1] - p_mrr[0]), 1.5))
-    report("export", f"{Path(options.model).name}: int8 of ONNX Runtime / float32 of PyTorch", rows)
+    name = Path(options.model).resolve().name
+    report(f"export_{name}", f"{name}: int8 of ONNX Runtime / float32 of PyTorch", rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
 
 from sentence_transformers_inf import load_instruction_model
 from sentence_transformers_inf.modules import encoder_of, merge_lora
@@ -127,6 +128,43 @@ def test_adapters_are_averaged_beside_their_base(tiny, few_records, tmp_path, lo
     assert "- The average of 2 trainings, 1.5 times as far from the base\n" in card
     # One alone, as far as it went, is itself.
     assert dense_of_tower(average_models(folders[:1])).allclose(one, atol=1e-6)
+    # What was trained further began with the adapter, not with its base.
+    train(few_records, str(folders[0]), tmp_path / "further", **learned)
+    after = dense_of_tower(load_instruction_model(tmp_path / "further"))
+    longer = dense_of_tower(average_models([tmp_path / "further"], step=1.5))
+    assert not after.allclose(one, atol=1e-3)
+    assert (longer - after).norm() < 0.6 * (after - one).norm()
+    if not lora_r or merge_base:  # nothing is cut to a rank
+        assert longer.allclose(one + 1.5 * (after - one), atol=1e-5)
+
+
+def test_adapters_beside_other_weights_are_refused(tiny, few_records, tmp_path):
+    base = SentenceTransformer(tiny)
+    for name in ("one", "two"):
+        for weight in base[0].parameters():
+            weight.data.mul_(1.1)
+        kind = {"update": "queries", "lora_r": 2, "merge_base": True, "frozen_layers": None, "max_steps": 1}
+        train(few_records, base, tmp_path / name, save_strategy="no", eval_strategy="no", **kind)
+    with pytest.raises(ValueError, match="stand beside bases with other weights: average adapters of one base"):
+        average_models([tmp_path / "one", tmp_path / "two"])
+
+
+def test_what_was_trained_with_an_adapters_lora_is_averaged_too(tiny, few_records, tmp_path):
+    base = SentenceTransformer(tiny)
+    base.append(Dense(32, 16))
+    base.save_pretrained(str(tmp_path / "base"))
+    learned = {"learning_rate": 1e-2, "num_train_epochs": 3, "save_strategy": "no", "eval_strategy": "no"}
+    folders = [tmp_path / "seed-1", tmp_path / "seed-2"]
+    for seed, folder in enumerate(folders):
+        kind = {"update": "queries", "lora_r": 2, "frozen_layers": None}
+        train(few_records, str(tmp_path / "base"), folder, seed=seed, **kind, **learned)
+    one, two, average = (
+        encoder_of(model)[3].linear.weight
+        for model in (*map(load_instruction_model, folders), average_models(folders, step=1.5))
+    )
+    before = base[3].linear.weight
+    assert not one.allclose(two, atol=1e-4)
+    assert average.allclose(before + 1.5 * ((one + two) / 2 - before), atol=1e-6)
 
 
 def dense_of_tower(model):
@@ -180,7 +218,7 @@ def test_models_of_other_texts_machines_or_a_base_that_is_gone_are_not_mixed_up(
     change_recipe(one, hardware="another machine")
     assert "minutes" not in average_recipe([one, runs / "seed-2"])
     train(few_records, tiny, tmp_path / "lines", template="{query}: {instruction}", save_strategy="no", eval_strategy="no")
-    with pytest.raises(ValueError, match="join or cut their texts differently"):
+    with pytest.raises(ValueError, match="join, cut or exclude texts differently"):
         average_models([one, tmp_path / "lines"])
     change_recipe(one, base=str(tmp_path / "gone"))
     assert average_models([one]) is not None

@@ -9,7 +9,7 @@ import pytest
 from sentence_transformers_inf import load_instruction_model, load_records
 from sentence_transformers_inf.evaluation import measure
 from sentence_transformers_inf.modules.loading import BUNDLED_ADAPTER
-from sentence_transformers_inf.records import source_of
+from sentence_transformers_inf.records import records_digest, source_of
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def test_it_is_small_and_says_what_it_was_made_from():
     records = load_records("mini", "train")
     assert source_of(records).name == recipe["data"]
     assert (recipe["records"], recipe["finished"]) == (len(records), True)
+    assert recipe["records_sha256"] == records_digest(records)
     makefile = (BUNDLED_ADAPTER.parents[1] / "Makefile").read_text(encoding="utf-8")
     settings = recipe["settings"]
     assert f"--update {settings['update']} --seed $* --evaluations {settings['evaluations']}" in makefile

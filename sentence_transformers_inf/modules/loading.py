@@ -43,7 +43,7 @@ from sentence_transformers_inf.modules.weights import check_weights
 from sentence_transformers_inf.recipe import is_finite
 
 BUNDLED_ADAPTER = Path(str(importlib.resources.files("sentence_transformers_inf") / "adapter"))
-"""The folder of the adapter that this package ships; ``make adapter`` makes it anew."""
+"""The folder of the adapter that this package ships; ``make clean adapter`` makes it anew."""
 
 _PLACE = ("token", "cache_folder", "revision", "local_files_only")
 _ADAPTER_KEYS = ("base", "revision", "dimension", "lora")

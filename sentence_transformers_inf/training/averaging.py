@@ -28,6 +28,7 @@ from sentence_transformers_inf.modules import (
     merge_lora,
     two_towers,
 )
+from sentence_transformers_inf.modules.fingerprint import fingerprints, is_same
 from sentence_transformers_inf.modules.lora import lora_weights, set_lora
 from sentence_transformers_inf.recipe import is_finite, read_recipe
 from sentence_transformers_inf.training.run_recipe import IN_MEMORY, OF_SOURCE, of_sources
@@ -41,7 +42,8 @@ def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: An
 
     Args:
         models: Folders of models, or of adapters, that were trained from one base, which must be as it was then for a step
-            other than 1. A LoRA that is no adapter is merged first.
+            other than 1. A LoRA that is no adapter is merged first. What an adapter's LoRA adds is in memory as whole
+            matrices, as large as the layers that it sits on.
         step: 1: the average. Above 1 the model obeys more, and moves further from how the base ranks.
         **kwargs: For ``SentenceTransformer`` (``device``, ``trust_remote_code``, ...).
 
@@ -59,14 +61,16 @@ def average_models(models: Sequence[str | Path], step: float = 1.0, **kwargs: An
         other = _read(name, **kwargs)
         if _kind(other) != _kind(averaged):
             raise ValueError(f"{models[0]} and {name} are of different kinds: average whole models, LoRA adapters or copies")
+        if is_adapter(other) and not is_same(detach_adapter(other), fingerprints(detach_adapter(averaged))):
+            raise ValueError(f"{models[0]} and {name} stand beside bases with other weights: average adapters of one base")
         if _joins(other) != _joins(averaged):
-            raise ValueError(f"{models[0]} and {name} join or cut their texts differently: average models of one kind")
+            raise ValueError(f"{models[0]} and {name} join, cut or exclude texts differently: average models of one kind")
         added = _weights(other)
         _check_alike(models[0], weights, name, added)
         weights = {key: value + added[key] for key, value in weights.items()}
     weights = {key: value / len(models) for key, value in weights.items()}
     if step != 1:
-        before = _before(recipes[0]["base"], averaged, weights, **kwargs)
+        before = _before(recipes[0]["base"], averaged, **kwargs)
         if beside := sorted(weights.keys() - before.keys()):
             raise ValueError(f"{models[0]} has weights that its base lacks ({beside[0]}): only --step 1 is possible")
         _check_alike(models[0], weights, f"its base {recipes[0]['base']}", {key: before[key] for key in weights})
@@ -119,19 +123,25 @@ def _recipes(models: Sequence[str | Path], step: float) -> list[dict[str, Any]]:
     return recipes
 
 
-def _before(name: str, trained: SentenceTransformer, weights: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+def _before(name: str, trained: SentenceTransformer, **kwargs: Any) -> dict[str, Tensor]:
     """The weights that the training of a model began with."""
-    if _kind(trained) == "LoRA adapter":
-        return {key: torch.zeros_like(value) for key, value in weights.items()}
-    if is_adapter(trained):
-        return _state(nn.Sequential(*copy_tower(detach_adapter(trained), share=True)))
     if name == IN_MEMORY:
         raise ValueError("the models were trained from a model in memory, which is gone: only --step 1 is possible")
     try:
-        base = _merged(load_instruction_model(bundled_base() if name == BUNDLED_BASE else name, **kwargs))
+        start = _read(bundled_base() if name == BUNDLED_BASE else name, **kwargs)
     except OSError as error:
         raise OSError(f"the models' base is not there ({error}): bring it back, or leave --step out") from error
-    return _state(two_towers(base) if is_single(base) and not is_single(trained) else base)
+    if not is_adapter(trained):
+        return _state(two_towers(start) if is_single(start) and not is_single(trained) else start)
+    transformer: Any = encoder_of(trained)[0]
+    if is_adapter(start):  # it was trained further
+        if not has_lora(transformer):
+            merge_lora(encoder_of(start)[0])  # type: ignore[arg-type]
+        return _weights(start)
+    tower = nn.Sequential(*copy_tower(detach_adapter(trained), share=True))
+    if not has_lora(transformer):
+        return _state(tower)
+    return {key: torch.zeros_like(value) for key, value in lora_weights(transformer).items()} | _state(tower[1:])
 
 
 def _read(name: str | Path, **kwargs: Any) -> SentenceTransformer:
@@ -161,19 +171,20 @@ def _joins(model: SentenceTransformer) -> tuple[Any, ...]:
 
 
 def _weights(model: SentenceTransformer) -> dict[str, Tensor]:
-    """What of a model is averaged, in float32: of an adapter its encoder, of that encoder's LoRA what it adds."""
-    transformer: Any = encoder_of(model)[0]
-    if _kind(model) == "LoRA adapter":
-        return lora_weights(transformer)
-    return _state(encoder_of(model) if is_adapter(model) else model)
+    """What of a model is averaged, in float32: of an adapter its encoder, where a LoRA counts by what it adds."""
+    modules = encoder_of(model) if is_adapter(model) else model
+    if _kind(model) != "LoRA adapter":
+        return _state(modules)
+    transformer: Any = modules[0]
+    return lora_weights(transformer) | _state(modules[1:])
 
 
 def _set_weights(model: SentenceTransformer, weights: dict[str, Tensor]) -> None:
-    transformer: Any = encoder_of(model)[0]
+    modules: Any = encoder_of(model) if is_adapter(model) else model
     if _kind(model) == "LoRA adapter":
+        transformer: Any = modules[0]
         set_lora(transformer, weights)
-        return
-    modules = encoder_of(model) if is_adapter(model) else model
+        modules = modules[1:]
     modules.load_state_dict({key: weights.get(key, value) for key, value in modules.state_dict().items()})
 
 
