@@ -338,6 +338,9 @@ def test_it_evaluates_however_checkpoints_are_written(corpus, tiny, tmp_path, gi
         ({"lora_r": -1}, "lora_r must not be negative"),
         ({"lora_r": 4, "frozen_layers": 1}, "a LoRA keeps all layers"),
         ({"hub_strategy": "every_save", "hub_token": "hf_secret"}, "leave hub_token out"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha does not work with Sentence Transformers: leave it out"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect on these objectives: leave it out"),
+        ({"resume_from_checkpoint": "somewhere"}, "goes on from its last checkpoint by itself: leave it out"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(corpus, tiny, tmp_path, bad, message):

@@ -47,19 +47,8 @@ docs/recipe.md."""
 _SHAPE_THE_WEIGHTS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("learning_rate_mapping", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
-    *(
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "max_grad_norm",
-        "bf16",
-        "fp16",
-        "seed",
-        "data_seed",
-        "prompts",
-    ),
-    *("batch_sampler", "multi_dataset_batch_sampler", "dataloader_drop_last", "neftune_noise_alpha"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16", "seed", "data_seed"),
+    *("batch_sampler", "multi_dataset_batch_sampler", "dataloader_drop_last", "prompts"),
 )
 """The host's arguments that an interrupted run must not change. What else it has is about saving, logging and machines."""
 
@@ -69,6 +58,13 @@ _OF_THE_RUN = (
     *("dataloader_pin_memory", "max_tokens_per_chunk", "save_minutes", "trust_remote_code"),
 )
 """The arguments of this class that do not decide the weights."""
+
+_WITHOUT_EFFECT = {
+    "neftune_noise_alpha": "does not work with Sentence Transformers",
+    "label_smoothing_factor": "has no effect on these objectives",
+    "resume_from_checkpoint": "has no effect, as a run goes on from its last checkpoint by itself",
+}
+"""The host's arguments that would fail later, or do nothing."""
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -257,7 +253,8 @@ def _check(args: InstructionTrainingArguments) -> None:
         raise ValueError("an adapter encodes instructed queries alone: with update='queries' leave instructions on")
     positive = (
         *("num_train_epochs", "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "evaluations"),
-        *("mini_batch_size", "gradient_accumulation_steps", "scale", "save_steps", "eval_steps", "logging_steps"),
+        *("mini_batch_size", "max_tokens_per_chunk", "gradient_accumulation_steps", "scale"),
+        *("save_steps", "eval_steps", "logging_steps"),
     )
     not_negative = (
         *("frozen_layers", "lora_r", "save_minutes", "sampled_instructions", "plain_weight", "anchor_weight"),
@@ -269,9 +266,9 @@ def _check(args: InstructionTrainingArguments) -> None:
     for name in not_negative:
         if (value := getattr(args, name)) is not None and value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    for name in ("gradient_accumulation_steps", "max_tokens_per_chunk", "logging_steps", "save_steps", "eval_steps"):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    for name, problem in _WITHOUT_EFFECT.items():
+        if getattr(args, name):
+            raise ValueError(f"{name} {problem}: leave it out")
     if args.update == "queries" and args.anchor_weight:
         raise ValueError("with update='queries' bare queries have no embeddings to be held to: leave anchor_weight out")
     is_adapting = args.update == "queries" and args.passage_embeddings is None
