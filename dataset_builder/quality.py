@@ -131,7 +131,7 @@ def tuple_problem(record: dict[str, Any]) -> str | None:
             return f"names the instruction: {column}"
     shingles = {column: word_pairs(record[column]) for column in ("document", *others)}
     for first, second in itertools.combinations(shingles, 2):
-        if jaccard(shingles[first], shingles[second]) >= NEAR:
+        if is_near_copy(shingles[first], shingles[second]):
             return f"near copy: {second}"
     return None
 

@@ -210,6 +210,11 @@ def test_the_bundled_corpus_passes_the_free_checks():
             "names the instruction: hard_negative_document_2",
         ),
         ("hard_negative_document_1", lambda record: record["document"] + " Done.", "near copy: hard_negative_document_1"),
+        (  # twice as long, and still right for both instructions
+            "hard_negative_document_2",
+            lambda record: f"{record['document']} {record['hard_negative_document_2']}",
+            "near copy: hard_negative_document_2",
+        ),
     ],
 )
 def test_a_bad_tuple_is_rejected_for_its_reason(column, value, reason):
